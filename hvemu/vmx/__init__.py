@@ -1,0 +1,1 @@
+"""VT-x as functions over a VMCS and a processor's registers."""
