@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvemu.devices.pic import Pic, PicPair, Registers
@@ -57,6 +57,7 @@ def test_fully_nested_priority_for_every_request_and_every_line_in_service():
             assert Pic(Registers(irr=requests, isr=in_service)).request() == expected
 
 
+@settings(derandomize=True, deadline=None, max_examples=500)
 @given(BYTE, BYTE, BYTE, st.integers(0, 7), st.booleans())
 def test_priority_under_masks_and_rotation(requests, in_service, masked, lowest, special):
     pic = Pic(Registers(irr=requests, isr=in_service, imr=masked, lowest=lowest, special_mask=special))
