@@ -198,3 +198,16 @@ def is_canonical(gva: int, *, la57: bool = False) -> bool:
     """Whether all bits above the highest translated one equal it."""
     top = gva >> (_LA57 if la57 else _LA48)
     return top in (0, _QWORD >> (_LA57 if la57 else _LA48))
+
+
+_REAL_BASE_SHIFT, _VM86_LIMIT, _VM86_RIGHTS = 4, 0xFFFF, AccessRights(type=3, s=1, dpl=3, p=1)
+
+
+def real_mode_segment(selector: int, old: Segment) -> Segment:
+    """Return *old* after loading *selector* as SDM 3B "Real-Address Mode" says: limit and attributes stay."""
+    return Segment(selector, selector << _REAL_BASE_SHIFT, old.limit, old.rights)
+
+
+def vm86_segment(selector: int) -> Segment:
+    """Return what loading *selector* in virtual-8086 mode gives (SDM 3B "Virtual-8086 Mode")."""
+    return Segment(selector, selector << _REAL_BASE_SHIFT, _VM86_LIMIT, _VM86_RIGHTS)
