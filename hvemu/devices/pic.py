@@ -260,14 +260,12 @@ class PicPair:
 
     @classmethod
     def as_firmware_leaves_it(cls) -> PicPair:
-        """Return a pair programmed as a PC's firmware does: vectors 8 and 0x70, all lines but the cascade masked."""
+        """Return a pair programmed as SeaBIOS does: vectors 8 and 0x70; timer, keyboard, cascade and disks unmasked."""
         pair = cls()
-        for chip, words in ((0, (8, MASK[CASCADE], 1)), (1, (0x70, CASCADE, 1))):
-            pair.chips[chip].write(0, Icw1(is_icw1=1, ic4=1))
+        for chip, words in ((0, (8, MASK[CASCADE], 1, 0xB8)), (1, (0x70, CASCADE, 1, 0x8E))):
+            pair.write(2 * chip, 1, Icw1(is_icw1=1, ic4=1))
             for word in words:
-                pair.chips[chip].write(1, word)
-        pair.chips[0].write(1, sum(MASK) - MASK[CASCADE])
-        pair.chips[1].write(1, sum(MASK))
+                pair.write(2 * chip + 1, 1, word)
         return pair
 
     def line(self, irq: int) -> Line:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from hvemu.bits import Register, bit, bits
-from hvemu.devices.counter import Access, Control, Counter
+from hvemu.devices.counter import Access, Control, Counter, Mode
 from hvemu.devices.device import Clock, Line, State
 
 HZ = 1_193_182
@@ -66,6 +66,12 @@ class Pit:
         pit.counters = [Counter(**counter) for counter in state["counters"]]
         pit._pulse, pit._port, pit._level = state["pulse"], SystemPort(state["port"]), state["level"]
         return pit
+
+    def start_as_firmware_does(self) -> None:
+        """Let counter 0 tick 18.2 times a second."""
+        self.write(self.CONTROL, 1, Control(counter=0, access=Access.BOTH, mode_bits=Mode.RATE_GENERATOR))
+        self.write(0, 1, 0)
+        self.write(0, 1, 0)
 
     def advance(self, now: int) -> None:
         """Let virtual time reach *now* nanoseconds. However often the output rose, it makes one request."""

@@ -247,6 +247,12 @@ def test_the_choice_of_isr_or_irr_stays_through_other_commands():
     assert pic.read(0) == 0x40
 
 
+def test_what_firmware_leaves():
+    pair = PicPair.as_firmware_leaves_it()
+    assert [pair.read(offset, 1) for offset in (1, 3)] == [0xB8, 0x8E]
+    assert [pair.chips[n].vector(0) for n in (0, 1)] == [0x08, 0x70]
+
+
 @pytest.fixture
 def pair():
     pair = PicPair.as_firmware_leaves_it()

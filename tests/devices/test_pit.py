@@ -77,6 +77,14 @@ def test_a_one_shot_count_interrupts_once(bench):
     assert bench.pit.next_deadline() is None
 
 
+def test_firmware_leaves_a_tick_of_18_2_hz(bench):
+    bench.pit.start_as_firmware_does()
+    bench.levels.clear()
+    while bench.pit.next_deadline() < 10 * SECOND:
+        bench.sleep()
+    assert bench.edges() == 182
+
+
 def test_the_three_counters_are_separate_and_read_back_together(bench):
     for n, count in enumerate((0x1111, 0x2222, 0x3333)):
         bench.out(CONTROL, n << 6 | 0x34)
