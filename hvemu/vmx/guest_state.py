@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 from hvemu.bits import Register
 from hvemu.vmx.controls import Entry, Exit
@@ -75,12 +76,15 @@ def _set_interruptibility(state: CpuState, value: int) -> None:
     state.blocking_by_sti_or_mov_ss = bool(value & _SHADOWS)
 
 
+_IA32E, _LMA = int(Entry(ia32e_mode_guest=1)), int(Efer(lma=1))
+
+
 def _entry_controls(state: CpuState, stored: int) -> int:
     """Return *stored* with IA32_EFER.LMA in "IA-32e mode guest", where VM exit puts it.
 
     SDM 3C "Recording VM-Exit Information and Updating VM-Entry Control Fields".
     """
-    return int(Entry(stored, ia32e_mode_guest=Efer(state.efer).lma))
+    return stored & ~_IA32E if not state.efer & _LMA else stored | _IA32E
 
 
 def _set_entry_controls(state: CpuState, value: int) -> None:
@@ -174,11 +178,18 @@ GUEST_FIELDS: dict[Field, Home] = {
 """Field to its home in the processor, guest-state area and the one VM-entry control that VM exit updates."""
 
 
+SAVES = Exit(save_ia32_efer=1, save_debug_controls=1)
+LOADS = Entry(load_ia32_efer=1, load_debug_controls=1)
+"""The controls on which GUEST_FIELDS depends."""
+
+
+@cache
 def getters(exit_controls: int) -> dict[Field, Get]:
-    """Return how to read the fields that VM exits save under *exit_controls*."""
+    """Return how to read the fields that VM exits save under *exit_controls*, as far as SAVES."""
     return {f: h.get for f, h in GUEST_FIELDS.items() if not h.saved & ~exit_controls}
 
 
+@cache
 def setters(entry_controls: int) -> dict[Field, Set]:
-    """Return how to write the fields that VM entry loads under *entry_controls*."""
+    """Return how to write the fields that VM entry loads under *entry_controls*, as far as LOADS."""
     return {f: h.set for f, h in GUEST_FIELDS.items() if not h.loaded & ~entry_controls}

@@ -210,6 +210,7 @@ class EventType(IntEnum):
     """Type of an event in interruption information."""
 
     EXTERNAL_INTERRUPT = 0
+    RESERVED = 1
     NMI = 2
     HARDWARE_EXCEPTION = 3
     SOFTWARE_INTERRUPT = 4

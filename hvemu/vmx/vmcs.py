@@ -13,24 +13,26 @@ from hvemu.vmx.capabilities import MISC, REGION_SIZE, REVISION_ID
 from hvemu.vmx.dump import dump, html
 from hvemu.vmx.fail import VmFail
 from hvemu.vmx.fields import MASKS, Area, Field, Width
-from hvemu.vmx.guest_state import Get, Set, getters, setters
+from hvemu.vmx.guest_state import GUEST_FIELDS, LOADS, SAVES, Get, Set, getters, setters
 from hvemu.x86.state import CpuState
 
 _ORDER = sorted(Field)
 # SDM 3C "Format of the VMCS Region": revision identifier, VMX-abort indicator, then data as the processor likes:
 # here the launch state and every field, 8 bytes each.
 _LAYOUT = struct.Struct(f"<IIQ{len(_ORDER)}Q")
-_ROUTES = {Field.VM_EXIT_CONTROLS, Field.VM_ENTRY_CONTROLS}
 
 
 class Vmcs:
     """A VMCS, indexed by Field.
 
     *values* holds what is not live. *dirty* holds what was written since the last VM entry. *launched* is the launch
-    state. *valid* says that the fields not in *dirty* passed the checks of a VM entry.
+    state. *valid* says that the fields not in *dirty* passed the checks of a VM entry. *reloaded* are the fields that
+    every VM entry loads anew, because VM exits do not save them.
     """
 
-    __slots__ = ("_get", "_set", "dirty", "launched", "revision_id", "state", "valid", "values")
+    __slots__ = (
+        "_get", "_routes", "_set", "dirty", "launched", "reloaded", "revision_id", "state", "valid", "values",
+    )  # fmt: skip
 
     def __init__(self, revision_id: int = REVISION_ID) -> None:
         self.revision_id, self.launched, self.valid = revision_id, False, False
@@ -39,6 +41,8 @@ class Vmcs:
         self.state: CpuState | None = None
         self._get: dict[Field, Get] = {}
         self._set: dict[Field, Set] = {}
+        self._routes = (0, 0)
+        self.reloaded: tuple[Field, ...] = ()
 
     def __getitem__(self, field: Field) -> int:
         get = self._get.get(field)
@@ -57,25 +61,33 @@ class Vmcs:
             put(self.state, value)
 
     def attach(self, state: CpuState) -> None:
-        """Let the registers of *state* be the guest-state area from now on."""
-        self.state = state
+        """Let the registers of *state* be the guest-state area from now on.
+
+        What the VMCS held of it is forgotten, and the next VM entry checks everything.
+        """
+        self.state, self.valid = state, False
+        self.dirty -= GUEST_FIELDS.keys()
         self.route()
 
     def detach(self) -> None:
         """Bring the guest-state area back into the VMCS, as VMCLEAR and a switch of the current VMCS need."""
         self.save_all()
-        self.state, self._get, self._set = None, {}, {}
+        self.state, self._get, self._set, self.reloaded = None, {}, {}, ()
 
     def route(self) -> None:
         """Choose the live fields anew, after the "save" and "load" controls may have changed."""
         assert self.state is not None
-        self._get = getters(self.values[Field.VM_EXIT_CONTROLS])
-        self._set = setters(self.values[Field.VM_ENTRY_CONTROLS])
+        self._routes = self._wanted_routes()
+        self._get, self._set = getters(self._routes[0]), setters(self._routes[1])
+        self.reloaded = tuple(f for f in self._set if f not in self._get)
+
+    def _wanted_routes(self) -> tuple[int, int]:
+        return self.values[Field.VM_EXIT_CONTROLS] & SAVES, self.values[Field.VM_ENTRY_CONTROLS] & LOADS
 
     @property
     def routes_changed(self) -> bool:
-        """Whether the controls that choose the live fields were written since the last VM entry."""
-        return not self.dirty.isdisjoint(_ROUTES)
+        """Whether the "save" and "load" controls were written since route."""
+        return self._routes != self._wanted_routes()
 
     def save_all(self) -> None:
         """Copy every live field into *values*; the VMCS stays attached."""
