@@ -308,6 +308,17 @@ def test_special_fully_nested_mode_lets_a_higher_slave_request_in(pair):
     assert not pair.pending()
 
 
+def test_the_slave_asks_again_after_each_acknowledgement(pair):
+    pair.write(PicPair.SLAVE, 1, 0x11)
+    for word in (0x70, 2, 0x03, 0):  # automatic EOI: nothing in service holds the second request back
+        pair.write(PicPair.SLAVE + 1, 1, word)
+    pair.set_line(9, True)
+    pair.set_line(10, True)
+    assert pair.acknowledge() == 0x71
+    pair.write(PicPair.MASTER, 1, EOI)
+    assert pair.acknowledge() == 0x72
+
+
 def test_a_vanished_request_is_spurious_irq_7_and_nothing_is_in_service(pair):
     pair.write(PicPair.ELCR, 1, 0x20)
     pair.set_line(5, True)
