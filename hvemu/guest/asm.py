@@ -18,7 +18,7 @@ from pathlib import Path
 
 from hvemu.guest.corrections import CODE_SIZES, IGNORED, Corrected, correct
 from hvemu.guest.encoding import mistake
-from hvemu.guest.expression import ExpressionError, evaluate, names
+from hvemu.guest.expression import ExpressionError, Lookup, evaluate, names
 from hvemu.guest.program import Line, Program, render_listing
 from hvemu.guest.source import AssemblyError, Statement, flatten, split_arguments
 
@@ -45,9 +45,7 @@ def assemble(source: str, *, mode: int, origin: int, name: str, include_dirs: Se
 
 @lru_cache(maxsize=64)
 def _program(statements: tuple[Statement, ...], mode: int, origin: int, name: str) -> Program:
-    modes = _modes(statements, mode)
-    corrected = [correct(s, m) for s, m in zip(statements, modes, strict=True)]
-    _check_sizes(statements, origin)
+    modes, corrected = _prepare(statements, mode, origin)
     code, places = _encode(statements, corrected, mode, origin)
     lines = []
     for i, (statement, fix) in enumerate(zip(statements, corrected, strict=True)):
@@ -62,29 +60,38 @@ def _program(statements: tuple[Statement, ...], mode: int, origin: int, name: st
     return Program(b"".join(line.code for line in lines), origin, mode, shown, tuple(lines))
 
 
-def _modes(statements: Sequence[Statement], mode: int) -> list[int]:
-    """Return the code size at each statement."""
-    modes = []
+def _prepare(statements: Sequence[Statement], mode: int, origin: int) -> tuple[list[int], list[Corrected]]:
+    """Return the code size at each statement, and what Keystone is to be given for it."""
+    modes, corrected = [], []
+    constants: dict[str, int] = {}
     for statement in statements:
         mode = CODE_SIZES.get(statement.word, mode)
         modes.append(mode)
-    return modes
+        if statement.word in _CONSTANTS:
+            _define(statement, constants, constants.get)
+        elif statement.word in _FILL or statement.word == ".org":
+            _check_size(statement, origin, constants)
+        corrected.append(correct(statement, mode, constants))
+    return modes, corrected
 
 
-def _check_sizes(statements: Sequence[Statement], origin: int) -> None:
+def _define(statement: Statement, constants: dict[str, int], lookup: Lookup) -> None:
+    """Put what a `.set` says into *constants*, if it has a value yet."""
+    name, text = split_arguments(statement.rest)
+    try:
+        constants[name] = evaluate(text, lookup)
+    except ExpressionError:
+        constants.pop(name, None)
+
+
+def _check_size(statement: Statement, origin: int, constants: Mapping[str, int]) -> None:
     """Raise AssemblyError for a directive that would fill the memory of the host."""
-    constants: dict[str, int] = {}
-    for statement in statements:
-        values = split_arguments(statement.rest)
-        try:
-            if statement.word in _CONSTANTS:
-                constants[values[0]] = evaluate(values[1], constants.get)
-            elif statement.word in _FILL or statement.word == ".org":
-                size = evaluate(values[0], constants.get) - (origin if statement.word == ".org" else 0)
-                if not 0 <= size <= LARGEST:
-                    raise statement.error(f"from 0 to {LARGEST:#x} bytes, not {size:#x}")
-        except (ExpressionError, IndexError):
-            continue  # it depends on labels, which all lie in the program, or Keystone will refuse it
+    try:
+        size = evaluate(statement.rest.split(",")[0], constants.get) - (origin if statement.word == ".org" else 0)
+    except ExpressionError:
+        return  # it depends on labels, which all lie in the program, or Keystone will refuse it
+    if not 0 <= size <= LARGEST:
+        raise statement.error(f"from 0 to {LARGEST:#x} bytes, not {size:#x}")
 
 
 def _check_encodings(statements: Sequence[Statement], lines: Sequence[Line], symbols: Mapping[str, int]) -> None:
@@ -94,19 +101,12 @@ def _check_encodings(statements: Sequence[Statement], lines: Sequence[Line], sym
     def value(name: str) -> int | None:
         return constants.get(name, symbols.get(name))
 
-    def define(statement: Statement) -> None:
-        name, text = split_arguments(statement.rest)
-        try:
-            constants[name] = evaluate(text, value)
-        except ExpressionError:
-            constants.pop(name, None)
-
-    definitions = [s for s in statements if s.word in _CONSTANTS]
-    for statement in definitions:  # a constant may be used before it is defined: then it has its last value
-        define(statement)
+    for statement in statements:  # a constant may be used before it is defined: then it has its last value
+        if statement.word in _CONSTANTS:
+            _define(statement, constants, value)
     for statement, line in zip(statements, lines, strict=True):
         if statement.word in _CONSTANTS:
-            define(statement)
+            _define(statement, constants, value)
         elif problem := mistake(statement, line.code, line.address, line.mode, value):
             raise statement.error(problem)
 
@@ -140,11 +140,14 @@ def _located(
     """Return the error of the statement that Keystone refuses, drops, loops or crashes on, tried one at a time."""
     known = [s.text[:-1] for s in statements if s.text.endswith(":")]
     known += [split_arguments(s.rest)[0] for s in statements if s.word in _CONSTANTS]
-    code_size, texts = f".code{mode}", []
-    for statement, fix in zip(statements, corrected, strict=True):
-        code_size = fix.text if statement.word in CODE_SIZES else code_size
-        texts.append("" if statement.text.endswith(":") else f"{code_size}\n{fix.text}")
-    answers = _keystone({"mode": mode, "origin": origin, "texts": texts, "known": known})
+    answers = _keystone(
+        {
+            "mode": mode,
+            "origin": origin,
+            "texts": _alone(statements, corrected, mode),
+            "known": known,
+        }
+    )
     for i, statement in enumerate(statements):
         if i == len(answers):
             return statement.error("the assembler crashes or loops on this")
@@ -155,6 +158,20 @@ def _located(
         if statement.word in _CONSTANTS and (missing := {*names(statement.rest)} - {*known}):
             return statement.error(f"there is no label or constant {min(missing)}")
     return None
+
+
+def _alone(statements: Sequence[Statement], corrected: Sequence[Corrected], mode: int) -> list[str]:
+    """Return a text for each statement that has all it needs from the others: the code size, constants, no labels."""
+    constants: dict[str, int] = {}
+    code_size, texts = f".code{mode}", []
+    for statement, fix in zip(statements, corrected, strict=True):
+        if statement.word in CODE_SIZES:
+            code_size = fix.text
+        if statement.word in _CONSTANTS:
+            _define(statement, constants, constants.get)
+        given = [f".set {name}, {constants[name]:#x}" for name in names(statement.text) if name in constants]
+        texts.append("" if statement.text.endswith(":") else "\n".join([code_size, *given, fix.text]))
+    return texts
 
 
 def _keystone(job: dict[str, object]) -> list[str]:

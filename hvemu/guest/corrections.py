@@ -1,14 +1,17 @@
 """Statements that Keystone refuses or gets wrong without a word, said so that it gets them right.
 
 In 32-bit code it puts an operand-size prefix before far jumps, LGDT and its family, IRET, PUSHF and PUSH of a segment
-register; in 16-bit code before RET, CALL and PUSH. Such a statement is spelled out in bytes, or, where it has a memory
-operand, assembled as INVLPG, which is encoded alike and comes out right, and put right afterwards.
+register; in 16-bit code before RET, CALL and PUSH. It gives PUSH of a label one byte. Such a statement is spelled out
+in bytes, or, where it has a memory operand, assembled as INVLPG, which is encoded alike and comes out right, and put
+right afterwards. Of two names in one address it forgets the second, and an option that it forgets to initialize makes
+it read decimal numbers as hexadecimal ones at times: so constants in addresses are given as numbers, and all in hex.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from hvemu.bits import Register, bits
 from hvemu.guest.source import Statement
@@ -46,6 +49,11 @@ _BYTES = {
 _REGISTER = re.compile(r"(?:[re]?(?:[abcd]x|[sd]i|[sb]p)|r\d+[dwb]?|[c-gs]s|.*\bptr\b.*|.*\[.*)")
 
 
+_NAME = re.compile(r"[A-Za-z_.$][\w.$]*")
+_ADDRESS = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])')|(\[[^\]]*\])""")
+_DECIMAL = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])'|st\(\d\))|(?<![\w.$])(\d+)(?![\w.$])""")
+
+
 class ModRm(Register):
     """The operand byte of an instruction."""
 
@@ -68,8 +76,18 @@ class Corrected:
         return code[:at] + bytes([ModRm(code[at]).replace(reg=self.reg)]) + code[at + 1 :]
 
 
-def correct(statement: Statement, mode: int) -> Corrected:
+def correct(statement: Statement, mode: int, constants: Mapping[str, int]) -> Corrected:
     """Return what to give Keystone for *statement* in *mode*-bit code. Raises AssemblyError for another language."""
+
+    def fold(address: re.Match[str]) -> str:
+        return address[1] or _NAME.sub(lambda m: hex(constants[m[0]]) if m[0] in constants else m[0], address[2])
+
+    corrected = _reworded(statement, mode)
+    text = _ADDRESS.sub(fold, corrected.text)
+    return replace(corrected, text=_DECIMAL.sub(lambda m: m[1] or hex(int(m[2])), text))
+
+
+def _reworded(statement: Statement, mode: int) -> Corrected:
     word, rest = statement.word, statement.rest
     if word.endswith(":") or word in ALLOWED:
         return Corrected(statement.text)
@@ -119,4 +137,6 @@ def _instruction(statement: Statement, word: str, rest: str, mode: int, *, prefi
         return Corrected(f".byte {segments[rest]}")
     if mode == 16 and word in {"call", "push"} and not _REGISTER.fullmatch(rest):
         return Corrected(f".byte 0xe8\n.word {rest} - . - 2" if word == "call" else f".byte 0x68\n.word {rest}")
+    if word == "push" and rest[:1].isalpha() and not _REGISTER.fullmatch(rest):
+        return Corrected(f".byte 0x68\n.long {rest.removeprefix('offset ')}")
     return Corrected(re.sub(r"\boffset\s+", "", f"{word} {rest}"))

@@ -79,12 +79,18 @@ PASSED = [
     (32, "lea eax, [ebx + esi*4 - 3]", "8d 44 b3 fd"),
     (32, "vmptrld [eax]", "0f c7 30"),
     (32, "data16 iret", "66 cf"),
+    (32, "push here", "68 00001000"),
+    (32, "out 244, al", "e6 f4"),
+    (32, "shr eax, 16", "c1 e8 10"),
+    (32, "lea esi, [ebp + TWO + FOUR]", "8d 75 06"),
 ]
 
 
 @pytest.mark.parametrize(("mode", "statement", "code"), CORRECTED + PASSED)
 def test_an_instruction_has_the_manuals_encoding(mode, statement, code):
-    together = "\n".join(["here:", *(s for m, s, _ in CORRECTED + PASSED if m == mode)])  # one run of the assembler
+    together = "\n".join(
+        ["TWO = 1", "TWO = TWO + 1", "FOUR = 4", "here:", *(s for m, s, _ in CORRECTED + PASSED if m == mode)]
+    )  # one run of the assembler
     line = next(line for line in build(together, mode).listing if line.source == statement)
     assert line.code.hex() == code.replace(" ", "")
 
