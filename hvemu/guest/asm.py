@@ -52,7 +52,7 @@ def _program(statements: tuple[Statement, ...], mode: int, origin: int, name: st
         part = code[places[i] - origin : places[i + 1] - origin]
         part = fix.patch(part)
         lines.append(Line(places[i], part, statement.file, statement.number, statement.text, modes[i]))
-    symbols = {s.text[:-1]: place for s, place in zip(statements, places, strict=False) if s.text.endswith(":")}
+    symbols = {s.label: place for s, place in zip(statements, places, strict=False) if s.label}
     _check_encodings(statements, lines, symbols)
     if not code:
         raise AssemblyError(f"{name}: the source assembles to nothing")
@@ -138,7 +138,7 @@ def _located(
     statements: Sequence[Statement], corrected: Sequence[Corrected], mode: int, origin: int
 ) -> AssemblyError | None:
     """Return the error of the statement that Keystone refuses, drops, loops or crashes on, tried one at a time."""
-    known = [s.text[:-1] for s in statements if s.text.endswith(":")]
+    known = [s.label for s in statements if s.label]
     known += [split_arguments(s.rest)[0] for s in statements if s.word in _CONSTANTS]
     answers = _keystone(
         {
@@ -153,7 +153,7 @@ def _located(
             return statement.error("the assembler crashes or loops on this")
         if not answers[i].startswith(_OK):
             return statement.error(answers[i])
-        if answers[i] == _OK and not statement.text.endswith(":") and statement.word not in _SILENT:
+        if answers[i] == _OK and not statement.label and statement.word not in _SILENT:
             return statement.error("the assembler makes nothing of this")
         if statement.word in _CONSTANTS and (missing := {*names(statement.rest)} - {*known}):
             return statement.error(f"there is no label or constant {min(missing)}")
@@ -170,7 +170,7 @@ def _alone(statements: Sequence[Statement], corrected: Sequence[Corrected], mode
         if statement.word in _CONSTANTS:
             _define(statement, constants, constants.get)
         given = [f".set {name}, {constants[name]:#x}" for name in names(statement.text) if name in constants]
-        texts.append("" if statement.text.endswith(":") else "\n".join([code_size, *given, fix.text]))
+        texts.append("" if statement.label else "\n".join([code_size, *given, fix.text]))
     return texts
 
 

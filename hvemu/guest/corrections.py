@@ -51,7 +51,7 @@ _REGISTER = re.compile(r"(?:[re]?(?:[abcd]x|[sd]i|[sb]p)|r\d+[dwb]?|[c-gs]s|.*\b
 
 _NAME = re.compile(r"[A-Za-z_.$][\w.$]*")
 _ADDRESS = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])')|(\[[^\]]*\])""")
-_DECIMAL = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])'|st\(\d\))|(?<![\w.$])(\d+)(?![\w.$])""")
+_DECIMAL = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])'|st\(\d\))|(?<![\w.$])(\d{1,20})(?![\w.$])""")
 
 
 class ModRm(Register):
@@ -89,7 +89,7 @@ def correct(statement: Statement, mode: int, constants: Mapping[str, int]) -> Co
 
 def _reworded(statement: Statement, mode: int) -> Corrected:
     word, rest = statement.word, statement.rest
-    if word.endswith(":") or word in ALLOWED:
+    if statement.label or word in ALLOWED:
         return Corrected(statement.text)
     if word in IGNORED:
         return Corrected("")

@@ -73,7 +73,7 @@ def mistake(statement: Statement, code: bytes, address: int, mode: int, lookup: 
 
     if statement.word in _DATA:
         return _data(statement, code, here)
-    if statement.word.endswith(":") or statement.word in ALLOWED:
+    if statement.label or statement.word in ALLOWED:
         return None
     instructions = disassemble(code, address, mode)
     if len(instructions) != 1 or instructions[0].mnemonic == "db":
@@ -151,11 +151,14 @@ class _Check:
         """Return what differs between the operand *text* and what was *found*, or None."""
         pointer = _POINTER.match(text)
         text = text[pointer.end() :] if pointer else _LEADING.sub("", text)
-        text = _SEGMENT.sub("", text, count=1) if "[" in text else text
+        segment = _SEGMENT.match(text) if "[" in text else None
+        text = text[segment.end() :] if segment else text
         if isinstance(found, Reg):
             return self.same_register(text, found)
         try:
             if isinstance(found, Mem):
+                if segment and found.segment is not Sreg[segment[1].upper()]:
+                    return f"no {segment[1]}"
                 size = _POINTER_SIZES[pointer[1].lower()] if pointer and pointer[1] else 0
                 if size and found.size and size != found.size and self.found.mnemonic not in _TABLES:
                     return f"{found.size} bytes of memory"

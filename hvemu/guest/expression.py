@@ -24,6 +24,7 @@ _UNARY: dict[type[ast.AST], Callable[[int], int]] = {
     ast.Invert: operator.invert, ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Not: operator.not_,
 }  # fmt: skip
 _LONGEST_SHIFT = 64
+_LONGEST_NUMBER = 70  # digits: 64 binary ones fit
 
 
 class ExpressionError(ValueError):
@@ -49,6 +50,8 @@ def _python(token: str, lookup: Lookup) -> str:
         char = _ESCAPES.get(token[2], token[2]) if token[1] == "\\" else token[1]
         return str(ord(char))
     if token[0].isdigit():
+        if len(token) > _LONGEST_NUMBER:
+            raise ExpressionError(f"`{token[:_LONGEST_NUMBER]}...` is too large")
         return str(int(token, 16 if token[:2] in {"0x", "0X"} else 2 if token[:2] in {"0b", "0B"} else 10))
     if token[0].isalpha() or token[0] in "_.$":
         value = lookup(token)

@@ -60,6 +60,12 @@ class Statement:
         return self.text.split(maxsplit=1)[0]
 
     @property
+    def label(self) -> str | None:
+        """The name, if it is a label."""
+        match = _LABEL.fullmatch(self.text)
+        return match[1] if match else None
+
+    @property
     def rest(self) -> str:
         """All that follows the first word."""
         return self.text[len(self.word) :].strip()
@@ -137,6 +143,8 @@ class _Reader:
         return self.plain
 
     def one(self, statement: Statement) -> None:
+        if not statement.text:
+            return  # a macro argument that was not given
         if label := _LABEL.match(statement.text):
             self.label(label[1], statement)
             if rest := statement.text[label.end() :]:
@@ -260,4 +268,4 @@ class _Reader:
         def fill(match: re.Match[str]) -> str:
             return known.get(match[1], match[0])
 
-        self.put_back([replace(s, text=_PARAMETER.sub(fill, s.text), within=within) for s in macro.body])
+        self.put_back([replace(s, text=_PARAMETER.sub(fill, s.text).strip(), within=within) for s in macro.body])
