@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from hvemu.guest.corrections import CODE_SIZES, IGNORED, Corrected, correct
-from hvemu.guest.encoding import mistake
+from hvemu.guest.encoding import is_register, mistake
 from hvemu.guest.expression import ExpressionError, Lookup, evaluate, names
 from hvemu.guest.program import Line, Program, render_listing
 from hvemu.guest.source import AssemblyError, Statement, flatten, split_arguments
@@ -71,6 +71,8 @@ def _prepare(statements: Sequence[Statement], mode: int, origin: int) -> tuple[l
             _define(statement, constants, constants.get)
         elif statement.word in _FILL or statement.word == ".org":
             _check_size(statement, origin, constants)
+        elif statement.label and is_register(statement.label):
+            raise statement.error(f"{statement.label} is a register and cannot be a label")
         corrected.append(correct(statement, mode, constants))
     return modes, corrected
 

@@ -38,8 +38,10 @@ _POINTER = re.compile(r"^(?:[a-z]+\s+)?ptr\s+")
 _TABLES = {"sgdt": 0, "sidt": 1, "lgdt": 2, "lidt": 3}
 _FAR_OPCODES = {"ljmp": 0xEA, "jmp": 0xEA, "lcall": 0x9A, "call": 0x9A}
 _PREFIXES = {"data16": (0x66, 32), "data32": (0x66, 16), "addr16": (0x67, 32), "addr32": (0x67, 16)}
-_PUSH = {"es": "0x06", "cs": "0x0e", "ss": "0x16", "ds": "0x1e"}
-_POP = {"es": "0x07", "ss": "0x17", "ds": "0x1f"}
+_SEGMENTS = {
+    "push": {"es": "0x06", "cs": "0x0e", "ss": "0x16", "ds": "0x1e"},
+    "pop": {"es": "0x07", "ss": "0x17", "ds": "0x1f"},
+}
 _BYTES = {
     16: {"ret": "0xc3", "retf": "0xcb", "lret": "0xcb"},
     32: {"iret": "0xcf", "pushf": "0x9c", "popf": "0x9d", "lret": "0xcb"},
@@ -47,8 +49,6 @@ _BYTES = {
          "sysexit": "0x0f, 0x35", "sysexitq": "0x48, 0x0f, 0x35", "lret": "0xcb"},
 }  # fmt: skip
 _REGISTER = re.compile(r"(?:[re]?(?:[abcd]x|[sd]i|[sb]p)|r\d+[dwb]?|[c-gs]s|.*\bptr\b.*|.*\[.*)")
-
-
 _NAME = re.compile(r"[A-Za-z_.$][\w.$]*")
 _ADDRESS = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])')|(\[[^\]]*\])""")
 _DECIMAL = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])'|st\(\d\))|(?<![\w.$])(\d{1,20})(?![\w.$])""")
@@ -133,8 +133,8 @@ def _instruction(statement: Statement, word: str, rest: str, mode: int, *, prefi
         return Corrected(f"l{word.removeprefix('l')} {_POINTER.sub('', rest)}")
     if not rest and word in _BYTES[mode]:
         return Corrected(f".byte {_BYTES[mode][word]}")
-    if mode == 32 and word in {"push", "pop"} and rest in (segments := _PUSH if word == "push" else _POP):
-        return Corrected(f".byte {segments[rest]}")
+    if mode == 32 and rest.lower() in (segments := _SEGMENTS.get(word, {})):
+        return Corrected(f".byte {segments[rest.lower()]}")
     if mode == 16 and word in {"call", "push"} and not _REGISTER.fullmatch(rest):
         return Corrected(f".byte 0xe8\n.word {rest} - . - 2" if word == "call" else f".byte 0x68\n.word {rest}")
     if word == "push" and rest[:1].isalpha() and not _REGISTER.fullmatch(rest):

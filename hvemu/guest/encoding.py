@@ -62,6 +62,11 @@ def _registers() -> dict[str, Reg]:
 _REGISTERS = _registers()
 
 
+def is_register(name: str) -> bool:
+    """Return whether *name* cannot be a label, because in an operand it is a register."""
+    return name.lower() in {*_REGISTERS, "eip", "ip"}
+
+
 def mistake(statement: Statement, code: bytes, address: int, mode: int, lookup: Lookup) -> str | None:
     """Return what is wrong with *code*, *mode*-bit code for *statement* at *address*, or None.
 
