@@ -119,7 +119,11 @@ PEER_READY = Msr(cts=1, dsr=1, dcd=1)
 
 @dataclass(slots=True)
 class Registers:
-    """All that a UART remembers. *received* holds (byte, its line errors), oldest first."""
+    """All that a UART remembers.
+
+    *received* holds (byte, its line errors), oldest first. *holding* is the last byte that came without FIFOs: the
+    register keeps it when it has been read.
+    """
 
     ier: int = 0
     fcr: int = 0
@@ -131,6 +135,7 @@ class Registers:
     inputs: int = int(PEER_READY)
     overrun: bool = False
     received: list[list[int]] = field(default_factory=list)
+    holding: int = 0
     empty_pending: bool = False
     asserted: bool = False
 
@@ -264,10 +269,13 @@ class Uart:
             r.overrun = True
             if not Fcr(r.fcr).enable:
                 r.received = [[byte, int(errors)]]  # without FIFOs the newer byte wins; with them the older ones do
+        if not Fcr(r.fcr).enable:
+            r.holding = byte
         self._update()
 
     def _take_received(self) -> int:
-        byte = self._r.received.pop(0)[0] if self._r.received else 0
+        empty = 0 if Fcr(self._r.fcr).enable else self._r.holding
+        byte = self._r.received.pop(0)[0] if self._r.received else empty
         self._update()
         return byte
 

@@ -7,11 +7,12 @@ import mmap
 import struct
 from collections.abc import Callable
 
-from unicorn import Uc, UcError
+from unicorn import Uc
 from unicorn import x86_const as ux
 
 from hvemu.engine.layout import MSR_SLOTS, STATE_OFFSET, RawState, differs
 from hvemu.engine.native import context_restore, context_save
+from hvemu.x86.registers import Gpr
 
 HIDDEN = 1 << 36
 """Physical address of the engine's own memory, far above any guest RAM."""
@@ -53,7 +54,7 @@ def verify(uc: Uc, context: int) -> None:
     state = RawState.from_address(context + STATE_OFFSET)
     context_save(uc._uch, context)  # noqa: SLF001 - the raw handle
     fresh = ctypes.string_at(ctypes.addressof(state), ctypes.sizeof(state))
-    gprs = [getattr(ux, f"UC_X86_REG_{n}") for n in "RAX RCX RDX RBX RSP RBP RSI RDI R8 R9 R10 R11 R12 R13 R14 R15".split()]
+    gprs = [getattr(ux, f"UC_X86_REG_{gpr.name}") for gpr in Gpr]
     for n, register in enumerate(gprs):
         uc.reg_write(register, 0x5EED_0000_0000_0100 + n)
     uc.reg_write(ux.UC_X86_REG_RIP, 0x5EED_1234)
@@ -90,7 +91,7 @@ def _msr_sentinel(n: int) -> int:
     return 0x0607_0406_0706_0400 + n if n == len(MSR_SLOTS) - 1 else 0x5E00 + n  # PAT accepts memory types only
 
 
-def enter_guest_mode(  # noqa: PLR0913 - the pieces of one engine
+def enter_guest_mode(
     uc: Uc, state: RawState, sync: Callable[[], None], hidden: mmap.mmap, root: int, start: Callable[[int], int | None]
 ) -> None:
     """Execute one VMRUN of a HLT and stay in guest mode; *start* runs from a RIP and returns the exit code.
@@ -110,7 +111,7 @@ def enter_guest_mode(  # noqa: PLR0913 - the pieces of one engine
     state.hflags |= _SVME_HFLAG
     state.regs[0] = HIDDEN + VMCB
     sync()
-    if start(HIDDEN + _CODE) != 0x178:  # noqa: PLR2004 - the HLT intercept
+    if start(HIDDEN + _CODE) != 0x178:
         raise differs("the intercept mechanism")
     intended = (state.vm_vmcb, state.nested_cr3, state.nested_pg_mode, state.intercept_exceptions)
     if intended != (HIDDEN + VMCB, root, _PAE_LMA, 0xFFFF_FFFF):

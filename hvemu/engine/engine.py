@@ -17,10 +17,12 @@ from unicorn import UC_ARCH_X86, UC_MODE_64, Uc
 from hvemu.engine import native
 from hvemu.engine.boot import HIDDEN, HIDDEN_SIZE, TABLES, enter_guest_mode, verify
 from hvemu.engine.layout import MSR_SLOTS, STATE_OFFSET, differs
-from hvemu.engine.scan import LONGEST, io_sites, is_io, suspicious
+from hvemu.engine.scan import io_sites, is_io, suspicious
 from hvemu.engine.second_level import PAGE, SecondLevel
 from hvemu.engine.state import EngineState
 from hvemu.engine.traps import ALWAYS, BIT, VMEXIT, Kind, Stop, decode_table
+from hvemu.x86.decode import LONGEST, Truncated
+from hvemu.x86.vectors import Fault
 
 _CPU_MODEL = 26  # Icelake-Server: decodes SYSENTER in 64-bit mode, as Intel does
 _CR_REGISTERS = {0: 50, 3: 53, 4: 54}
@@ -30,7 +32,6 @@ _NESTED_FAULT_ADDRESS = 0x80
 _SENTINEL_COUNT = 0x5AFE_C0DE
 _STRUCT_SEARCH = 0x2000
 _SYSCALL_CODE, _SYSENTER_CODE, _IO_CODE = 0x10000, 0x10001, 0x10002  # beside the emulator's own numbers
-_CS32, _CS64 = 1 << 4, 1 << 15
 _PAGE_FAULT = 14
 _AFTER = frozenset({Kind.SOFTWARE_INT, Kind.WINDOW, Kind.LIMIT})
 
@@ -66,6 +67,7 @@ class Engine:
         self._known: set[tuple[int, bytes]] = set()
         self._rescan: tuple[int, int] | None = None
         self._stale: int | None = None
+        self._site = 0
         self._hook_callbacks()
         verify(self._uc, self._context)
         self.state = EngineState.from_address(self._context + STATE_OFFSET)
@@ -91,13 +93,16 @@ class Engine:
             native.emu_start(h, state.rip, 0, 0, left if self.counted else 0)
             code = self._code
             ran = self._counter.value if self.counted else 0
-            if code is not None:
+            if code is not None and (code != _IO_CODE or self._is_io()):
                 stop = self._stop(code)
                 if stop.kind not in _AFTER:
                     ran -= 1
                 self.instructions += ran
                 return stop
-            native.context_save(h, context)
+            if code is None:
+                native.context_save(h, context)
+            else:
+                ran -= 1
             ran = min(ran, left)  # the emulator counts one more when it stops at the limit
             self.instructions += ran
             left -= ran
@@ -153,7 +158,7 @@ class Engine:
         state.intercept_cr_read, state.intercept_cr_write = cr_read, cr_write
         state.intercept_dr_read, state.intercept_dr_write = dr_read, dr_write
 
-    def open_window(self, is_open: bool) -> None:  # noqa: FBT001 - the new value is the point
+    def open_window(self, is_open: bool) -> None:
         """Stop with Kind.WINDOW as soon as an external interrupt could be delivered."""
         state = self.state
         state.hflags2 = state.hflags2 | _GIF if is_open else state.hflags2 & ~_GIF
@@ -240,6 +245,10 @@ class Engine:
             raise differs(f"hook {kind:#x}")
         return handle.value
 
+    def fetch(self) -> bytes:
+        """Return the code bytes at RIP as the processor would fetch them: 15, or fewer before an unmapped page."""
+        return self._code_at((self.state.segs[1].base + self.state.rip) & self.state.linear_mask, LONGEST)
+
     def _code_at(self, gva: int, size: int) -> bytes:
         """Return up to *size* code bytes at *gva*, fewer where the next page is not mapped."""
         buffer = ctypes.create_string_buffer(size)
@@ -260,17 +269,20 @@ class Engine:
     def _on_io(self, _uc: int, gva: int, _size: int, _data: object) -> None:
         if self._code is None:
             native.context_save(self._h, self._context)
-            if is_io(self._code_at(gva, LONGEST), self._code_bits()):
-                self._code = _IO_CODE
-            else:
-                self._stale = gva
+            self._code, self._site = _IO_CODE, gva
             native.emu_stop(self._h)
 
     # -- I/O sites ------------------------------------------------------------------------------------------------
 
-    def _code_bits(self) -> int:
-        hflags = self.state.hflags
-        return 64 if hflags & _CS64 else 32 if hflags & _CS32 else 16
+    def _is_io(self) -> bool:
+        """Whether there is still an I/O instruction at the hook that stopped; if not, the hook is to go."""
+        try:
+            if is_io(self.fetch(), self.state.code_bits):
+                return True
+        except (Fault, Truncated):
+            pass  # other bytes now, and not even an instruction: the processor will say so when it gets there
+        self._stale = self._site
+        return False
 
     def _tend_sites(self) -> bool:
         """Do what the callbacks asked for; return whether there was anything, so that the run goes on."""
@@ -288,7 +300,7 @@ class Engine:
         """Put a hook on every I/O instruction of the block and have it translated again."""
         code = self._code_at(gva, size)
         self._known.add((gva, code))
-        new = [site for site in io_sites(code, gva, self._code_bits()) if site not in self._sites]
+        new = [site for site in io_sites(code, gva, self.state.code_bits) if site not in self._sites]
         for site in new:
             self._sites[site] = self._add_hook(native.HOOK_CODE, self._io, begin=site, end=site)
         if new:

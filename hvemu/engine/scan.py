@@ -7,13 +7,11 @@ without I/O runs at full speed.
 
 from __future__ import annotations
 
-from hvemu.x86.decode import disassemble
+from hvemu.x86.decode import decode, disassemble
 
 _IO = frozenset(b"\xe4\xe5\xe6\xe7\xec\xed\xee\xef\x6c\x6d\x6e\x6f")
 _NOT_IO = bytes(b for b in range(256) if b not in _IO)
-_MNEMONICS = frozenset({"in", "out", "insb", "insw", "insd", "outsb", "outsw", "outsd"})
-LONGEST = 15
-"""Bytes of the longest instruction."""
+_MNEMONICS = frozenset({"in", "out", "ins", "outs"})
 
 
 def suspicious(code: bytes) -> bool:
@@ -23,9 +21,14 @@ def suspicious(code: bytes) -> bool:
 
 def io_sites(code: bytes, gva: int, bits: int) -> list[int]:
     """Return the linear address of every I/O instruction in a block of *bits*-bit code at *gva*."""
-    return [i.address for i in disassemble(code, gva, bits) if i.mnemonic.split()[-1] in _MNEMONICS]
+    found = []
+    for instruction in disassemble(code, gva, bits):
+        if instruction.mnemonic in _MNEMONICS:
+            found.append(gva)
+        gva += instruction.length
+    return found
 
 
 def is_io(code: bytes, bits: int) -> bool:
     """Whether the first instruction of *code* does port I/O."""
-    return suspicious(code) and io_sites(code, 0, bits)[:1] == [0]
+    return suspicious(code) and decode(code, bits).mnemonic in _MNEMONICS

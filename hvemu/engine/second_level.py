@@ -112,7 +112,7 @@ class SecondLevel:
         size = LARGE if entry & _LARGE_PAGE else PAGE
         return Mapping(entry & _FRAME & -size, bool(entry & _WRITE), size)
 
-    def set_writable(self, gpa: int, writable: bool) -> None:  # noqa: FBT001 - the new value is the point
+    def set_writable(self, gpa: int, writable: bool) -> None:
         """Open or close one 4 KiB page for stores."""
         slot = self._slot(gpa, 0, create=True)
         assert slot is not None

@@ -9,11 +9,14 @@ from hvemu.x86.registers import Sreg
 from hvemu.x86.state import AccessRights, Segment, TableRegister
 
 # hflags of the emulator: cached facts about mode and privilege, which segment writes must keep true.
-_CPL, _INHIBIT, _CS32, _SS32, _ADDSEG, _PE, _LMA, _CS64, _VM = 3, 1 << 3, 1 << 4, 1 << 5, 1 << 6, 1 << 7, 1 << 14, 1 << 15, 1 << 17
+_CPL, _INHIBIT, _CS32, _SS32, _ADDSEG = 3, 1 << 3, 1 << 4, 1 << 5, 1 << 6
+_PE, _LMA, _CS64, _VM = 1 << 7, 1 << 14, 1 << 15, 1 << 17
 _DERIVED = _CPL | _CS32 | _SS32 | _ADDSEG | _CS64
+_TF, _RF = 0x100, 0x10000
 _ARITHMETIC, _DF, _CC_OP_EFLAGS = 0x8D5, 0x400, 1
 _L, _DB = 1 << 21, 1 << 22
 _RIGHTS = 0xF0FF
+_ALL32, _ALL64 = 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF
 
 
 class EngineState(RawState):
@@ -113,6 +116,22 @@ class EngineState(RawState):
     @blocking_by_sti_or_mov_ss.setter
     def blocking_by_sti_or_mov_ss(self, value: bool) -> None:
         self.hflags = self.hflags | _INHIBIT if value else self.hflags & ~_INHIBIT
+
+    def retire(self, next_rip: int) -> bool:
+        """End the current instruction; return whether a single-step trap is due."""
+        self.rip, self.hflags, flags = next_rip, self.hflags & ~_INHIBIT, self.eflags
+        self.eflags = flags & ~_RF
+        return bool(flags & _TF)
+
+    @property
+    def code_bits(self) -> int:
+        """Default size of the current code segment: 16, 32 or 64."""
+        return 64 if self.hflags & _CS64 else 32 if self.hflags & _CS32 else 16
+
+    @property
+    def linear_mask(self) -> int:
+        """All the bits that a linear address can have in the current mode."""
+        return _ALL64 if self.hflags & _CS64 else _ALL32
 
     def segment(self, index: int) -> Segment:
         """Read a segment register."""

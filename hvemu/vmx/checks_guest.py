@@ -20,9 +20,7 @@ from hvemu.x86.registers import Cr0, Cr4, Efer, Rflags
 from hvemu.x86.state import AccessRights
 from hvemu.x86.vectors import Vector
 
-_registers = partial(
-    check, CheckArea.GUEST_STATE, "Checks on Guest Control Registers, Debug Registers, and MSRs"
-)
+_registers = partial(check, CheckArea.GUEST_STATE, "Checks on Guest Control Registers, Debug Registers, and MSRs")
 _tables = partial(check, CheckArea.GUEST_STATE, "Checks on Guest Descriptor-Table Registers")
 _rip = partial(check, CheckArea.GUEST_STATE, "Checks on Guest RIP, RFLAGS, and SSP")
 _other = partial(check, CheckArea.GUEST_STATE, "Checks on Guest Non-Register State")
@@ -208,9 +206,7 @@ def injected_event_wakes(activity: int, event: EntryInterruption) -> bool:
     hardware = event.type is EventType.HARDWARE_EXCEPTION
     if activity == Activity.HLT:
         return event.type in _WAKES or (hardware and event.vector in {Vector.DB, Vector.MC})
-    return activity == Activity.SHUTDOWN and (
-        event.type is EventType.NMI or (hardware and event.vector == Vector.MC)
-    )
+    return activity == Activity.SHUTDOWN and (event.type is EventType.NMI or (hardware and event.vector == Vector.MC))
 
 
 @_other({Field.GUEST_INTERRUPTIBILITY_STATE: 1 << 5})
@@ -269,9 +265,7 @@ def not_blocked_by_smi(blocking: Interruptibility) -> bool:
     Field.PIN_BASED_VM_EXECUTION_CONTROLS: PinBased(0x16, nmi_exiting=1, virtual_nmis=1),
     Field.GUEST_INTERRUPTIBILITY_STATE: 8, Field.VM_ENTRY_INTERRUPTION_INFORMATION: 0x8000_0202,
 })  # fmt: skip
-def injected_virtual_nmi_is_not_blocked(
-    pin: PinBased, blocking: Interruptibility, event: EntryInterruption
-) -> bool:
+def injected_virtual_nmi_is_not_blocked(pin: PinBased, blocking: Interruptibility, event: EntryInterruption) -> bool:
     """Blocking by NMI must be 0 if "virtual NMIs" is 1 and an NMI is injected."""
     injects = event.valid and event.type is EventType.NMI
     return not (pin.virtual_nmis and blocking.blocking_by_nmi and injects)
@@ -327,7 +321,7 @@ def _pdpte_ok(pdpte: int) -> bool:
 
 
 @_pdptes(_PAE_GUEST | {Field.GUEST_PDPTE2: 3}, EntryFailure.PDPTE)
-def pdptes_reserved_bits(  # noqa: PLR0917 - one parameter per field
+def pdptes_reserved_bits(
     entry: Entry, primary: PrimaryProcessorBased, secondary: SecondaryProcessorBased, guest_cr0: Cr0, guest_cr4: Cr4,
     guest_pdpte0: int, guest_pdpte1: int, guest_pdpte2: int, guest_pdpte3: int,
 ) -> bool:  # fmt: skip

@@ -62,7 +62,7 @@ def host_efer_matches_address_space(exits: Exit, host_ia32_efer: Efer) -> bool:
 
 
 @_segments({Field.HOST_DS_SELECTOR: 0x13})
-def host_selectors_have_no_rpl_and_ti(  # noqa: PLR0917 - one parameter per field
+def host_selectors_have_no_rpl_and_ti(
     host_cs_selector: int, host_ss_selector: int, host_ds_selector: int, host_es_selector: int,
     host_fs_selector: int, host_gs_selector: int, host_tr_selector: int,
 ) -> bool:  # fmt: skip

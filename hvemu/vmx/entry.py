@@ -116,15 +116,11 @@ def load_guest_state(vmcs: Vmcs, state: CpuState) -> None:
 
 
 def _segment(vmcs: Vmcs, register: str) -> Segment:
-    selector, base, limit, rights = (
-        vmcs.values[segment_field(register, part)] for part in _PARTS
-    )
+    selector, base, limit, rights = (vmcs.values[segment_field(register, part)] for part in _PARTS)
     return Segment(selector, base, limit, AccessRights(rights))
 
 
 def _event(vmcs: Vmcs) -> EntryEvent:
     information = EntryInterruption(vmcs.values[_INJECTION])
     code = vmcs.values[Field.VM_ENTRY_EXCEPTION_ERROR_CODE] if information.deliver_error_code else None
-    return EntryEvent(
-        information.vector, information.type, code, vmcs.values[Field.VM_ENTRY_INSTRUCTION_LENGTH]
-    )
+    return EntryEvent(information.vector, information.type, code, vmcs.values[Field.VM_ENTRY_INSTRUCTION_LENGTH])

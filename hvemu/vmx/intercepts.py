@@ -111,9 +111,7 @@ def io(
     """IN, OUT, INS or OUTS. *linear* is the gva of a string operand, *information* a StringInformation."""
     if not io_exits(vmcs, access.port, access.size, read):
         return None
-    return VmExit(
-        Reason.IO_INSTRUCTION, int(access), length, instruction_information=information, guest_linear=linear
-    )
+    return VmExit(Reason.IO_INSTRUCTION, int(access), length, instruction_information=information, guest_linear=linear)
 
 
 _USE_MSR_BITMAPS = int(PrimaryProcessorBased(use_msr_bitmaps=1))

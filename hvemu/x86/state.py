@@ -98,6 +98,13 @@ class CpuState(Protocol):
         """Current privilege level."""
         ...
 
+    def retire(self, next_rip: int) -> bool:
+        """Move to *next_rip* as an instruction that ends does: RF and the STI/MOV SS shadow go.
+
+        Return whether a single-step trap is due (TF was set).
+        """
+        ...
+
 
 @dataclass(slots=True)
 class PlainState:
@@ -139,6 +146,12 @@ class PlainState:
         self.segments[index] = value
         if index == Sreg.SS:
             self.cpl = value.rights.dpl
+
+    def retire(self, next_rip: int) -> bool:
+        """End the current instruction."""
+        flags = Rflags(self.rflags)
+        self.rip, self.blocking_by_sti_or_mov_ss, self.rflags = next_rip, False, int(flags.replace(rf=0))
+        return flags.tf
 
 
 def mode(state: CpuState) -> CpuMode:

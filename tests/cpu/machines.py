@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 from hvemu.x86.registers import Gpr, Sreg
 from hvemu.x86.segments import Descriptor
@@ -136,3 +137,15 @@ def vm86(iopl: int = 3) -> Machine:
         m.state.set_segment(sreg, Segment(selector, selector << 4, 0xFFFF, rights))
     m.state.rflags, m.state.rip, m.sp = 0x20202 | iopl << 12, 0x0100, 0xFFF0
     return m
+
+
+def result(m: Machine, action: Callable[[], None]) -> Fault | None:
+    """Return the fault that *action* raises, after which no register may differ, or None."""
+    before = m.snapshot()
+    try:
+        action()
+    except Fault as fault:
+        if m.state != before:
+            raise AssertionError(f"{fault} changed the registers") from fault
+        return fault
+    return None

@@ -128,9 +128,7 @@ def test_io_bitmaps_ignore_the_unconditional_control(unconditional, port, size, 
 def test_io_records_qualification_and_operand():
     access = IoInstruction(size_code=1, in_=1, string=1, rep=1, port=0x1F0)
     exit_ = intercepts.io(vmcs_with(1 << 24), access, 2, never, linear=0x5000, information=0x80)
-    assert exit_ == VmExit(
-        Reason.IO_INSTRUCTION, 0x1F0_0039, 2, instruction_information=0x80, guest_linear=0x5000
-    )
+    assert exit_ == VmExit(Reason.IO_INSTRUCTION, 0x1F0_0039, 2, instruction_information=0x80, guest_linear=0x5000)
 
 
 @pytest.mark.parametrize("write", [False, True])
@@ -175,9 +173,7 @@ def test_the_exception_bitmap(vector, wanted):
 @pytest.mark.parametrize("error_code", range(32))
 @pytest.mark.parametrize(("mask", "match"), [(0, 0), (0, 1), (1, 1), (0x1F, 6), (3, 2), (1, 2)])
 def test_page_faults_are_filtered_by_their_error_code(wanted, error_code, mask, match):
-    vmcs = vmcs_with(
-        EXCEPTION_BITMAP=wanted << 14, PAGE_FAULT_ERROR_CODE_MASK=mask, PAGE_FAULT_ERROR_CODE_MATCH=match
-    )
+    vmcs = vmcs_with(EXCEPTION_BITMAP=wanted << 14, PAGE_FAULT_ERROR_CODE_MASK=mask, PAGE_FAULT_ERROR_CODE_MATCH=match)
     exits = intercepts.exception_exits(vmcs, Fault(Vector.PF, error_code))
     assert exits is (bool(wanted) if error_code & mask == match else not wanted)
 
