@@ -19,6 +19,10 @@ class Linear(Protocol):
         """Write an integer of *size* bytes."""
         ...
 
+    def probe_write(self, gva: int, size: int, *, user: bool) -> None:
+        """Raise what `write` of *size* bytes would raise, and change no byte."""
+        ...
+
     def read_bytes(self, gva: int, size: int, *, user: bool) -> bytes:
         """Read *size* bytes."""
         ...

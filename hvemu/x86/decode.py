@@ -150,6 +150,8 @@ def _decode(code: bytes, bits: int, address: int | None) -> Instruction:
 
 def _parse(prefixes: Prefixes, opcode: bytes, address: int | None) -> tuple[Any, int]:
     """Return capstone's instruction, and the address it was given so that branch targets come out right."""
+    if prefixes.wide and opcode[:1] != b"\x0f":
+        prefixes.operand = False  # REX.W wins; before a two-byte opcode 66 may still choose an SSE form
     canonical = prefixes.canonical()
     at = (address or 0) + prefixes.length - len(canonical)
     if _is_vex(opcode, prefixes.bits):

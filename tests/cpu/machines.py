@@ -37,6 +37,9 @@ class Ram:
         self._touch(gva, size, user, True)
         self.poke(gva, size, value)
 
+    def probe_write(self, gva: int, size: int, *, user: bool) -> None:
+        self._touch(gva, size, user, True)
+
     def poke(self, gva: int, size: int, value: int) -> None:
         assert gva + size <= len(self.data), f"{gva:#x}"
         self.data[gva : gva + size] = value.to_bytes(size, "little")
