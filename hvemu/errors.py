@@ -10,6 +10,7 @@
     |   +-- EngineError       (2)  the installed Unicorn is not the one that was verified
     +-- GuestVisible               what software in the guest sees; never shown to a person
         +-- x86.vectors.Fault      an exception, delivered through the guest's IDT
+        +-- memory.ept_walk.EptViolation, EptMisconfiguration   an access that EPT refuses: a VM exit
         +-- vmx.VmFail             a VMX instruction that failed
 
 A bug of hvemu itself is an AssertionError.
