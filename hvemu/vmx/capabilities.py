@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from hvemu.bits import Register, bit, bits
 from hvemu.vmx.controls import Entry, Exit, PinBased, PrimaryProcessorBased, SecondaryProcessorBased
 from hvemu.vmx.fields import Encoding, Field
+from hvemu.x86.cpuid import Offer
 from hvemu.x86.registers import Cr0, Cr4
 
 REVISION_ID = 1
 REGION_SIZE = 4096
 WRITE_BACK = 6
-PHYSICAL_ADDRESS_WIDTH = 46
 CR3_TARGETS = 4
 
 
@@ -103,12 +103,8 @@ CR0_FIXED0 = int(Cr0(pe=1, ne=1, pg=1))
 CR0_FIXED1 = 0xFFFF_FFFF
 """Bits of CR0 that may be 1."""
 CR4_FIXED0 = int(Cr4(vmxe=1))
-CR4_FIXED1 = int(
-    Cr4(
-        vme=1, pvi=1, tsd=1, de=1, pse=1, pae=1, mce=1, pge=1, pce=1, osfxsr=1, osxmmexcpt=1, umip=1, vmxe=1,
-        fsgsbase=1, osxsave=1, smep=1, smap=1,
-    )
-)  # fmt: skip
+CR4_FIXED1 = Offer(vmx=True).cr4
+"""Bits of CR4 that may be 1: those of the features that CPUID offers."""
 
 
 class Basic(Register):

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import get_type_hints
 
-from hvemu.vmx.capabilities import PHYSICAL_ADDRESS_WIDTH
 from hvemu.vmx.dump import describe
 from hvemu.vmx.fields import Field
 from hvemu.vmx.guest_state import PARTS, segment_field
 from hvemu.vmx.reasons import EntryFailure
 from hvemu.vmx.vmcs import Vmcs
+from hvemu.x86.cpuid import PHYSICAL_ADDRESS_WIDTH
 
 Predicate = Callable[..., bool]
 Register = Callable[[Predicate], Predicate]

@@ -9,6 +9,7 @@ from hvemu.vmx.checks import CheckArea, check, fits_physical, is_aligned
 from hvemu.vmx.controls import Entry, EptPointer, Exit, PinBased, PrimaryProcessorBased, SecondaryProcessorBased
 from hvemu.vmx.fields import Field
 from hvemu.vmx.reasons import EntryInterruption, EventType
+from hvemu.x86.cpuid import PHYSICAL_ADDRESS_WIDTH
 from hvemu.x86.registers import Cr0
 from hvemu.x86.vectors import Vector
 
@@ -61,7 +62,7 @@ def io_bitmap_addresses(primary: PrimaryProcessorBased, io_bitmap_a_address: int
     return not primary.use_io_bitmaps or all(is_aligned(hpa, 4096) for hpa in addresses)
 
 
-@_clause({_PRIMARY: _primary(use_msr_bitmaps=1), Field.MSR_BITMAP_ADDRESS: 1 << 46})
+@_clause({_PRIMARY: _primary(use_msr_bitmaps=1), Field.MSR_BITMAP_ADDRESS: 1 << PHYSICAL_ADDRESS_WIDTH})
 def msr_bitmap_address(primary: PrimaryProcessorBased, msr_bitmap_address: int) -> bool:
     """If "use MSR bitmaps" is 1, the bitmap address must be 4 KiB aligned and a physical address."""
     return not primary.use_msr_bitmaps or is_aligned(msr_bitmap_address, 4096)
@@ -146,7 +147,7 @@ def vm_entry_controls_reserved_bits(entry: int) -> bool:
     return _allowed(entry, ENTRY)
 
 
-@_clause({Field.VM_ENTRY_MSR_LOAD_COUNT: 2, Field.VM_ENTRY_MSR_LOAD_ADDRESS: (1 << 46) - 16})
+@_clause({Field.VM_ENTRY_MSR_LOAD_COUNT: 2, Field.VM_ENTRY_MSR_LOAD_ADDRESS: (1 << PHYSICAL_ADDRESS_WIDTH) - 16})
 def vm_entry_msr_load_list(vm_entry_msr_load_address: int, vm_entry_msr_load_count: int) -> bool:
     """If the VM-entry MSR-load count is not 0, the list must be 16-byte aligned and all at physical addresses."""
     return _list_fits(vm_entry_msr_load_address, vm_entry_msr_load_count)

@@ -16,6 +16,7 @@ from hvemu.vmx.reasons import (
     Interruptibility,
     PendingDebug,
 )
+from hvemu.x86.cpuid import PHYSICAL_ADDRESS_WIDTH
 from hvemu.x86.registers import Cr0, Cr4, Efer, Rflags
 from hvemu.x86.state import AccessRights
 from hvemu.x86.vectors import Vector
@@ -82,7 +83,7 @@ def ia32e_mode_needs_paging_and_pae(entry: Entry, guest_cr0: Cr0, guest_cr4: Cr4
     return not entry.ia32e_mode_guest or (guest_cr0.pg and guest_cr4.pae)
 
 
-@_registers({Field.GUEST_CR3: 1 << 46})
+@_registers({Field.GUEST_CR3: 1 << PHYSICAL_ADDRESS_WIDTH})
 def cr3_is_physical(guest_cr3: int) -> bool:
     """Bits of CR3 above the physical-address width must be 0."""
     return fits_physical(guest_cr3)

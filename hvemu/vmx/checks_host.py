@@ -8,6 +8,7 @@ from hvemu.vmx.capabilities import CR0_FIXED0, CR0_FIXED1, CR4_FIXED0, CR4_FIXED
 from hvemu.vmx.checks import CheckArea, check, fits_physical, is_canonical, is_pat
 from hvemu.vmx.controls import Entry, Exit
 from hvemu.vmx.fields import Field
+from hvemu.x86.cpuid import PHYSICAL_ADDRESS_WIDTH
 from hvemu.x86.registers import Cr4, Efer
 
 _registers = partial(check, CheckArea.HOST_STATE, "Checks on Host Control Registers, MSRs, and SSP")
@@ -31,7 +32,7 @@ def host_cr4_fixed_bits(host_cr4: int) -> bool:
     return not (CR4_FIXED0 & ~host_cr4 or host_cr4 & ~CR4_FIXED1)
 
 
-@_registers({Field.HOST_CR3: 1 << 46})
+@_registers({Field.HOST_CR3: 1 << PHYSICAL_ADDRESS_WIDTH})
 def host_cr3_is_physical(host_cr3: int) -> bool:
     """Bits of CR3 above the physical-address width must be 0."""
     return fits_physical(host_cr3)
