@@ -7,7 +7,7 @@ from enum import IntEnum
 from typing import Protocol
 
 from hvemu.bits import Register, bit, bits
-from hvemu.x86.registers import Cr0, Cr4, Efer, Rflags, Sreg
+from hvemu.x86.registers import Cr0, Cr4, Efer, Gpr, Rflags, Sreg
 
 
 class AccessRights(Register):
@@ -108,7 +108,7 @@ class CpuState(Protocol):
 
 @dataclass(slots=True)
 class PlainState:
-    """A CpuState on plain data, for tests and pure code. Fresh: the state after RESET."""
+    """A CpuState on plain data, for tests and pure code. Fresh: as after RESET, but with the base of CS at 0."""
 
     rip: int = 0xFFF0
     rflags: int = 2
@@ -152,6 +152,21 @@ class PlainState:
         flags = Rflags(self.rflags)
         self.rip, self.blocking_by_sti_or_mov_ss, self.rflags = next_rip, False, int(flags.replace(rf=0))
         return flags.tf
+
+
+def load_state(state: CpuState, source: CpuState) -> None:
+    """Load every register of *source*; paging goes off before it goes on as *source* has it, and segments come last."""
+    state.cr0 = int(Cr0(state.cr0).replace(pg=0))
+    state.efer, state.cr4, state.cr3 = source.efer, source.cr4, source.cr3
+    state.cr0 = source.cr0
+    state.efer = source.efer
+    for name in ("rip", "rflags", "cr2", "cr8", "dr6", "dr7", "gdtr", "idtr", "ldtr", "tr"):
+        setattr(state, name, getattr(source, name))
+    for gpr in Gpr:
+        state.set_gpr(gpr, source.gpr(gpr))
+    for sreg in Sreg:
+        state.set_segment(sreg, source.segment(sreg))
+    state.blocking_by_sti_or_mov_ss = source.blocking_by_sti_or_mov_ss
 
 
 def mode(state: CpuState) -> CpuMode:
