@@ -83,25 +83,23 @@ class Walk:
 
 def explain(paging: Paging, read: Read, gva: int) -> tuple[Step, ...]:
     """Walk as far as the tables lead, without access checks and side effects; the last step tells why it ends there."""
-    table, size, steps = paging.root, paging.geometry.entry_size, []
+    table, size, rules, steps = paging.root, paging.geometry.entry_size, paging.reserved, []
     for level in paging.levels:
         entry_gpa = table + gva // level.span % level.entries * size
-        entry = level.format(raw := read(entry_gpa, size))(raw)
-        reserved = raw & paging.reserved[type(entry)] if raw & _P else 0
-        meaning = _meaning(raw, reserved, leaf=type(entry) is level.leaf)
+        raw = read(entry_gpa, size)
+        kind = level.format(raw)
+        entry, reserved = kind(raw), 0
+        if not raw & _P:
+            meaning = Meaning.NOT_PRESENT
+        elif reserved := raw & rules[kind]:
+            meaning = Meaning.RESERVED
+        else:
+            meaning = Meaning.PAGE if kind is level.leaf else Meaning.TABLE
         steps.append(Step(level.number, entry_gpa, entry, size, level.span, meaning, reserved))
         if meaning is not Meaning.TABLE:
             break
         table = entry.gpa
     return tuple(steps)
-
-
-def _meaning(raw: int, reserved: int, *, leaf: bool) -> Meaning:
-    if not raw & _P:
-        return Meaning.NOT_PRESENT
-    if reserved:
-        return Meaning.RESERVED
-    return Meaning.PAGE if leaf else Meaning.TABLE
 
 
 def walk(paging: Paging, read: Read, gva: int, access: Access, write: Write | None = None) -> Walk:
