@@ -19,7 +19,7 @@ class PagedMemory:
     """What *state* makes of *physical*; *maxphyaddr* in bits.
 
     Accesses raise Fault(#PF) exactly as the processor's own would, and Fault(#GP) for a gva that is not canonical.
-    One that crosses a page boundary is translated on both sides, in order, before anything is transferred.
+    One that crosses a page boundary is translated on both sides, in order, before any of it is transferred.
     """
 
     def __init__(self, state: CpuState, physical: Physical, maxphyaddr: int = 40) -> None:
@@ -49,6 +49,10 @@ class PagedMemory:
         for gpa, part in pieces:
             self._physical.write_bytes(gpa, data[:part])
             data = data[part:]
+
+    def probe_write(self, gva: int, size: int, *, user: bool) -> None:
+        """Do all of a write but the transfer, page-table side effects included."""
+        self._pieces(gva, size, write=True, user=user)
 
     def read_bytes(self, gva: int, size: int, *, user: bool) -> bytes:
         """Read *size* bytes; nothing is read when any of them would fault."""
