@@ -8,6 +8,7 @@ CPUID does not offer CR4.VME, so INT n in virtual-8086 mode follows the rule wit
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -97,8 +98,12 @@ def deliver(state: CpuState, memory: Linear, event: Event) -> None:
         _through_gate(state, memory, event, gate)
 
 
-def deliver_or_escalate(state: CpuState, memory: Linear, event: Event) -> tuple[Fault, ...]:
+def deliver_or_escalate(
+    state: CpuState, memory: Linear, event: Event, before: Callable[[Event, Event], None] | None = None
+) -> tuple[Fault, ...]:
     """Deliver *event*, or what its delivery turns into (SDM 3A "Interrupt 8-Double Fault Exception (#DF)").
+
+    *before*, if any, sees each such turn: the new event, and the one whose delivery it met; it may raise.
 
     Return every exception on the way, oldest first: none for an interrupt that went well, one for such an exception.
     Raises TripleFault with that chain.
@@ -118,7 +123,9 @@ def deliver_or_escalate(state: CpuState, memory: Linear, event: Event) -> tuple[
                 raise TripleFault(tuple(chain)) from None
             if first != second:
                 chain.append(first)
-            event = Event.exception(first, state.rip)
+            met, event = event, Event.exception(first, state.rip)
+            if before is not None:
+                before(event, met)
         else:
             return tuple(chain)
 

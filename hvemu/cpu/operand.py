@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hvemu.cpu.stack import inside
 from hvemu.cpu.tables import canonical, require
-from hvemu.x86.instruction import Instruction, effective
+from hvemu.x86.instruction import Instruction, Mem, effective
 from hvemu.x86.registers import Cr0, Rflags, Sreg
 from hvemu.x86.segments import SegmentType, truncate
 from hvemu.x86.state import CpuMode, CpuState, Segment, mode
@@ -19,9 +19,9 @@ def _next_rip(state: CpuState, instruction: Instruction) -> int:
     return truncate(state.rip + instruction.length, 8 if mode(state) is CpuMode.LONG64 else 4)
 
 
-def operand_gva(state: CpuState, instruction: Instruction) -> int:
-    """Return the gva of the memory operand without any check, as VM exits report it. The operand must be there."""
-    mem = instruction.memory
+def operand_gva(state: CpuState, instruction: Instruction, mem: Mem | None = None) -> int:
+    """Return the gva of the memory operand, or of *mem* if there are two, without any check, as VM exits report it."""
+    mem = mem or instruction.memory
     assert mem is not None, instruction
     offset = effective(mem, state.gpr, _next_rip(state, instruction), instruction.address_size)
     base = state.segment(mem.segment).base

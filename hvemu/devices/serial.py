@@ -111,6 +111,7 @@ class Divisor(Register):
     dlm = bits(15, 8)
 
 
+EIGHT_BITS = 3
 TRIGGER_LEVELS = (1, 4, 8, 14)
 NO_ERRORS = Lsr(0)
 PEER_READY = Msr(cts=1, dsr=1, dcd=1)
@@ -153,6 +154,11 @@ class Uart:
     def state(self) -> State:
         """Return all registers and the bytes received."""
         return asdict(self._r)
+
+    @classmethod
+    def as_firmware_leaves_it(cls, *, irq: Line, output: Output) -> Uart:
+        """Return a UART set to 9600 baud and eight bits without parity, with no interrupts enabled."""
+        return cls(irq=irq, output=output, registers=Registers(lcr=int(Lcr(word_length=EIGHT_BITS))))
 
     @classmethod
     def from_state(cls, state: State, *, irq: Line, output: Output) -> Uart:

@@ -15,7 +15,7 @@ _DERIVED = _CPL | _CS32 | _SS32 | _ADDSEG | _CS64
 _TF, _RF = 0x100, 0x10000
 _ARITHMETIC, _DF, _CC_OP_EFLAGS = 0x8D5, 0x400, 1
 _L, _DB = 1 << 21, 1 << 22
-_RIGHTS = 0xF0FF
+_RIGHTS, _CODE_OR_DATA, _ACCESSED = 0xF0FF, 0x10, 1
 _ALL32, _ALL64 = 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF
 
 
@@ -103,6 +103,14 @@ class EngineState(RawState):
     def dr7(self, value: int) -> None:
         self.raw_dr[7] = value
 
+    def dr(self, index: int) -> int:
+        """Read DR0 to DR3."""
+        return self.raw_dr[index]
+
+    def set_dr(self, index: int, value: int) -> None:
+        """Write DR0 to DR3 as software sees them; the breakpoints themselves are armed by the CPU model."""
+        self.raw_dr[index] = value
+
     @property
     def cpl(self) -> int:
         """Current privilege level."""
@@ -166,9 +174,15 @@ class EngineState(RawState):
 
 
 def _segment(raw: RawSegment) -> Segment:
+    """Return the register as the processor has it; the emulator may keep a code or data type without its accessed bit.
+
+    Loading one sets the bit (SDM 3A "Code- and Data-Segment Descriptor Types").
+    """
     rights = raw.flags >> 8 & _RIGHTS
     if not rights & 0x80:
         rights |= 0x10000
+    elif rights & _CODE_OR_DATA:
+        rights |= _ACCESSED
     return Segment(raw.selector, raw.base, raw.limit, AccessRights(rights))
 
 

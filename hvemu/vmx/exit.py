@@ -18,7 +18,8 @@ class VmExit:
 
     *instruction_length* is in bytes. *guest_linear* (gva) and *guest_physical* (gpa) are None where the manual leaves
     their fields undefined. *idt_vectoring* is the event whose delivery met the exit, if any. *entry_failure* marks the
-    exits that a failing VM entry causes.
+    exits that a failing VM entry causes. *what* and *detail* are for people: a name better than the reason's, and what
+    the handler found out.
     """
 
     reason: Reason
@@ -32,10 +33,12 @@ class VmExit:
     idt_vectoring: int = 0
     idt_error_code: int = 0
     entry_failure: bool = False
+    what: str = ""
+    detail: str = ""
 
     def __repr__(self) -> str:
         values = ((f.name, getattr(self, f.name)) for f in fields(self)[1:])
-        parts = [f"{name}={value:#x}" for name, value in values if value]
+        parts = [f"{name}={value:#x}" for name, value in values if value and not isinstance(value, str)]
         return f"VmExit({', '.join([self.reason.name, *parts])})"
 
 

@@ -85,6 +85,14 @@ class CpuState(Protocol):
         """Write all 64 bits of a general-purpose register."""
         ...
 
+    def dr(self, index: int) -> int:
+        """Read DR0 to DR3: the gva of a breakpoint."""
+        ...
+
+    def set_dr(self, index: int, value: int) -> None:
+        """Write DR0 to DR3."""
+        ...
+
     def segment(self, index: int) -> Segment:
         """Read a segment register."""
         ...
@@ -127,6 +135,7 @@ class PlainState:
     blocking_by_sti_or_mov_ss: bool = False
     cpl: int = 0
     gprs: list[int] = field(default_factory=lambda: [0] * 16)
+    breakpoints: list[int] = field(default_factory=lambda: [0] * 4)
     segments: list[Segment] = field(default_factory=lambda: [Segment(rights=AccessRights(type=3, s=1, p=1))] * 6)
 
     def gpr(self, index: int) -> int:
@@ -136,6 +145,14 @@ class PlainState:
     def set_gpr(self, index: int, value: int) -> None:
         """Write a general-purpose register."""
         self.gprs[index] = value
+
+    def dr(self, index: int) -> int:
+        """Read DR0 to DR3."""
+        return self.breakpoints[index]
+
+    def set_dr(self, index: int, value: int) -> None:
+        """Write DR0 to DR3."""
+        self.breakpoints[index] = value
 
     def segment(self, index: int) -> Segment:
         """Read a segment register."""
@@ -164,6 +181,8 @@ def load_state(state: CpuState, source: CpuState) -> None:
         setattr(state, name, getattr(source, name))
     for gpr in Gpr:
         state.set_gpr(gpr, source.gpr(gpr))
+    for n in range(4):
+        state.set_dr(n, source.dr(n))
     for sreg in Sreg:
         state.set_segment(sreg, source.segment(sreg))
     state.blocking_by_sti_or_mov_ss = source.blocking_by_sti_or_mov_ss

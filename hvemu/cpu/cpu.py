@@ -1,0 +1,293 @@
+"""One logical processor: it runs on the engine, and does itself what the engine stops at.
+
+Whoever virtualizes the processor hands it an Interception, and is told what happens before it happens. Without one,
+this is the bare machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from hvemu.cpu import emulate
+from hvemu.cpu.clock import Clock
+from hvemu.cpu.deliver import Event, Source, deliver_or_escalate
+from hvemu.cpu.intercept import Intercepted, Interception
+from hvemu.cpu.memory import PagedMemory
+from hvemu.cpu.mmio import Mmio
+from hvemu.cpu.msr_file import MsrFile
+from hvemu.cpu.port_io import Ports
+from hvemu.engine.engine import Engine
+from hvemu.engine.traps import Kind, Stop
+from hvemu.memory.ept_walk import EptMisconfiguration, EptViolation
+from hvemu.memory.physical import Physical
+from hvemu.vmx.exit import VmExit
+from hvemu.x86.decode import decode
+from hvemu.x86.instruction import Instruction
+from hvemu.x86.registers import Cr4, Dr6, Dr7, Rflags
+from hvemu.x86.state import CpuState
+from hvemu.x86.vectors import FACTS, Fault, TripleFault, Vector
+
+STOP_CYCLES = 1000
+"""What everything costs, in cycles of virtual time, that is not a plain instruction."""
+_CR_WRITES = 1 << 0 | 1 << 3 | 1 << 4 | 1 << 8
+_DR_CHECKED = 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7
+_ALL_DR = 0xFF
+_UMIP = (Kind.IDTR_READ, Kind.GDTR_READ, Kind.LDTR_READ, Kind.TR_READ)
+
+
+class InterruptController(Protocol):
+    """What drives the processor's INTR pin."""
+
+    def pending(self) -> bool:
+        """Whether an interrupt is requested."""
+        ...
+
+    def acknowledge(self) -> int:
+        """Take the interrupt; return its vector."""
+        ...
+
+
+class Cpu:
+    """A logical processor on *engine*.
+
+    *physical* is memory by guest-physical address, *ports* the I/O space, *interrupts* what drives INTR. *memory* is
+    linear memory as the current program sees it; *view* the registers as its instructions read and write them.
+    *halted*: waiting for an interrupt. *attention* is set by whoever changes what may interrupt the processor.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        physical: Physical,
+        ports: Ports,
+        mmio: Mmio,
+        msrs: MsrFile,
+        clock: Clock,
+        interrupts: InterruptController,
+    ) -> None:
+        self.engine, self.state, self.clock, self.msrs = engine, engine.state, clock, msrs
+        self.physical, self.ports, self.mmio, self.interrupts = physical, ports, mmio, interrupts
+        self.memory = PagedMemory(self.state, physical)
+        self.view: CpuState = self.state
+        self.interception: Interception | None = None
+        self.wanted: frozenset[Kind] = frozenset()
+        self.halted = self.nmi_pending = self.nmi_blocked = False
+        self.attention = True
+        self._events: dict[Kind, Callable[[Stop], VmExit | None]] = {
+            Kind.EXCEPTION: self._exception,
+            Kind.SOFTWARE_INT: self._software_interrupt,
+            Kind.WINDOW: self._window,
+            Kind.SECOND_LEVEL: self._second_level,
+        }
+        self.arm()
+
+    # -- running ------------------------------------------------------------------------------------------------
+
+    def run(self, limit: int) -> VmExit | None:
+        """Run at most *limit* instructions, up to the next stop, and act on it.
+
+        Return the VM exit that the interception made of it, or None. Raises TripleFault on a processor without one.
+        """
+        try:
+            try:
+                if self.attention:
+                    exit_ = self._attend()
+                    if exit_ is not None or self.halted:
+                        return exit_
+                return self.act(self.engine.run(limit))
+            except Fault as fault:
+                return self.deliver(Event.exception(fault, self.state.rip))
+        except Intercepted as caught:
+            return caught.exit
+        except (EptViolation, EptMisconfiguration) as miss:
+            assert self.interception is not None
+            return self.interception.ept_fault(miss, None)
+
+    def act(self, stop: Stop) -> VmExit | None:
+        """Do what *stop* calls for. Raises Fault for the program, Intercepted."""
+        kind = stop.kind
+        if kind is Kind.LIMIT:
+            return None
+        handle = self._events.get(kind)
+        if handle is not None:
+            return handle(stop)
+        if self.interception is not None:
+            exit_ = self.interception.instruction(stop)
+            if exit_ is not None:
+                return exit_
+        self.clock.charge(STOP_CYCLES)
+        return emulate.EMULATE[kind](self, stop)
+
+    def instruction(self) -> Instruction:
+        """Return the instruction at RIP."""
+        return decode(self.engine.fetch(), self.state.code_bits)
+
+    def retire(self, length: int) -> None:
+        """End an instruction of *length* bytes that was emulated. Raises Fault(#DB) for a single-step trap."""
+        state = self.state
+        self.engine.instructions += 1
+        if state.retire(self.after(length)):
+            self.single_step()
+
+    def after(self, length: int) -> int:
+        """Return the RIP *length* bytes on, as wide as the code segment has it."""
+        return (self.state.rip + length) & self.state.linear_mask
+
+    def single_step(self) -> None:
+        """Raise the #DB of an instruction that TF saw begin."""
+        self.state.dr6 = int(Dr6(self.state.dr6).replace(bs=1))
+        raise Fault(Vector.DB)
+
+    def run_natively(self) -> VmExit | None:
+        """Let the instruction at RIP run on the engine although its kind is intercepted."""
+        self.engine.arm(())
+        self.engine.arm_registers(cr_read=0, cr_write=0, dr_read=0, dr_write=0)
+        stop = self.engine.step()
+        self.arm()
+        return self.act(stop)
+
+    # -- arming -------------------------------------------------------------------------------------------------
+
+    def arm(self) -> None:
+        """Arm the engine for what the processor's state and the interception (*wanted*) call for."""
+        state = self.state
+        kinds = set(self.wanted)
+        umip = Cr4(state.cr4).umip
+        if umip:
+            kinds.update(_UMIP)
+        if self.nmi_blocked:
+            kinds.add(Kind.IRET)
+        self.engine.arm(kinds - _REGISTERS)
+        guarded = Dr7(state.dr7).gd or Kind.DR_READ in kinds
+        self.engine.arm_registers(
+            cr_read=_CR_READS if Kind.CR_READ in kinds else int(umip),
+            cr_write=_CR_WRITES,
+            dr_read=_ALL_DR if guarded else 0,
+            dr_write=_ALL_DR if guarded else _DR_CHECKED,
+        )
+
+    # -- events -------------------------------------------------------------------------------------------------
+
+    def deliver(self, event: Event) -> VmExit | None:
+        """Deliver *event* through the IDT, unless it is intercepted. Raises TripleFault, Intercepted."""
+        self.halted = False
+        exit_ = None if self.interception is None else self.interception.event(event, None)
+        return exit_ if exit_ is not None else self.inject(event)
+
+    def inject(self, event: Event) -> VmExit | None:
+        """Deliver *event* through the IDT without asking first; what it turns into may be intercepted."""
+        interception = self.interception
+        if interception is None:
+            self._through_idt(event, None)
+            return None
+        try:
+            self._through_idt(event, self._escalated)
+        except TripleFault as dead:
+            return interception.triple_fault(str(dead))
+        except (EptViolation, EptMisconfiguration) as miss:
+            return interception.ept_fault(miss, event)
+        return None
+
+    def _through_idt(self, event: Event, before: Callable[[Event, Event], None] | None) -> None:
+        if event.vector == Vector.DB:
+            self.state.dr7 = int(Dr7(self.state.dr7).replace(gd=0))
+        deliver_or_escalate(self.state, self.memory, event, before)
+
+    def _escalated(self, event: Event, vectoring: Event) -> None:
+        """*event* arose during the delivery of *vectoring*. Raises Intercepted when it is not to be delivered."""
+        assert self.interception is not None
+        exit_ = self.interception.event(event, vectoring)
+        if exit_ is not None:
+            raise Intercepted(exit_)
+
+    def request_nmi(self) -> None:
+        """Raise the NMI pin: an edge is remembered until it is taken."""
+        self.nmi_pending = self.attention = True
+
+    def _attend(self) -> VmExit | None:
+        """Between instructions: take what is pending and not blocked, or wait for the moment when it can be."""
+        self.attention = False
+        if self.nmi_pending and not self.nmi_blocked and not self.state.blocking_by_sti_or_mov_ss:
+            return self._take_nmi()
+        if not self.interrupts.pending():
+            self.engine.open_window(self.interception is not None and self.interception.wants_window)
+            return None
+        if self.interception is not None:
+            exit_ = self.interception.interrupt()
+            if exit_ is not None:
+                self.halted = False
+                return exit_
+        if Rflags(self.state.rflags).if_ and not self.state.blocking_by_sti_or_mov_ss:
+            return self._take_interrupt()
+        self.engine.open_window(True)
+        return None
+
+    def _take_nmi(self) -> VmExit | None:
+        self.nmi_pending, self.attention, self.halted = False, True, False
+        exit_ = None if self.interception is None else self.interception.nmi()
+        if exit_ is not None:
+            return exit_
+        self.block_nmi(True)
+        return self.deliver(Event(Vector.NMI, Source.NMI, None, self.state.rip))
+
+    def block_nmi(self, blocked: bool) -> None:
+        """Hold back NMIs from now on, or no longer: until IRET."""
+        self.nmi_blocked, self.attention = blocked, True
+        self.arm()
+
+    def _take_interrupt(self) -> VmExit | None:
+        self.engine.open_window(False)
+        self.attention, self.halted = True, False
+        return self.deliver(Event(self.interrupts.acknowledge(), Source.EXTERNAL, None, self.state.rip))
+
+    def _window(self, _stop: Stop) -> VmExit | None:
+        exit_ = None if self.interception is None else self.interception.window()
+        if exit_ is not None:
+            return exit_
+        return self._take_interrupt() if self.interrupts.pending() else None
+
+    def _exception(self, stop: Stop) -> VmExit | None:
+        vector = Vector(stop.detail)
+        if vector is Vector.UD:
+            return self._undefined(stop)
+        code = stop.error_code if FACTS[vector].error_code else None
+        fault = Fault(vector, code, cr2=stop.address if vector is Vector.PF else None)
+        return self.deliver(Event.exception(fault, self.state.rip))
+
+    def _undefined(self, stop: Stop) -> VmExit | None:
+        """Look at what the engine does not decode: INT1, and instructions that only an interception knows."""
+        if self.interception is not None:
+            exit_ = self.interception.instruction(stop)
+            if exit_ is not None:
+                return exit_
+        instruction = self.instruction()
+        if instruction.mnemonic == "int1":
+            return self.deliver(Event(Vector.DB, Source.PRIVILEGED, None, self.after(instruction.length)))
+        raise Fault(Vector.UD)
+
+    def _software_interrupt(self, stop: Stop) -> VmExit | None:
+        """INT n, INT3 and INTO: RIP is after the instruction, but it must be on it while its gate is checked."""
+        state, after = self.state, self.state.rip
+        state.rip = (after - 1) & state.linear_mask
+        short = stop.detail in _ONE_BYTE and self.engine.fetch().startswith(_ONE_BYTE[stop.detail])
+        if not short:
+            state.rip = (after - 2) & state.linear_mask
+        source = Source.SOFTWARE_EXCEPTION if short else Source.SOFTWARE_INT
+        self.engine.instructions -= 1  # counted when it retires
+        exit_ = self.deliver(Event(stop.detail, source, None, after))
+        if exit_ is None:
+            self.engine.instructions += 1
+        return exit_
+
+    def _second_level(self, stop: Stop) -> VmExit | None:
+        if self.interception is not None:
+            return self.interception.second_level(stop)
+        self.clock.charge(STOP_CYCLES)
+        return self.mmio.access(self, stop)
+
+
+_CR_READS = 1 << 0 | 1 << 3 | 1 << 4 | 1 << 8
+_REGISTERS = {Kind.CR_READ, Kind.DR_READ}  # armed register by register
+_ONE_BYTE = {int(Vector.BP): b"\xcc", int(Vector.OF): b"\xce"}  # INT3, INTO

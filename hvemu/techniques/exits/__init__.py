@@ -1,0 +1,1 @@
+"""Handlers of VM exits, one file per family of exit reasons."""
