@@ -55,6 +55,6 @@ def long(cr4: int = 0) -> Engine:
 
 def place(engine: Engine, code: bytes) -> None:
     """Make *code* the next to run."""
-    engine.ram[CODE : CODE + 32] = code.ljust(32, b"\x90")
+    engine.ram[CODE : CODE + 64] = code.ljust(64, b"\x90")
     engine.flush_code()
     engine.state.rip = CODE
