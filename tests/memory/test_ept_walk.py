@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hvemu.memory.ept import EptPaging, MemoryType
@@ -142,6 +142,7 @@ _EPT = st.builds(
 )
 
 
+@settings(derandomize=True, deadline=None, max_examples=500)
 @given(
     _EPT,
     st.lists(_MOSTLY_LEGAL | st.integers(0, 2**64 - 1), min_size=4, max_size=4),
