@@ -10,6 +10,7 @@ from enum import IntEnum
 from typing import Self
 
 from hvemu.bits import Register, bit, bits
+from hvemu.x86.cpuid import PHYSICAL_ADDRESS_WIDTH
 
 PAGE_4K, PAGE_2M, PAGE_1G = 1 << 12, 1 << 21, 1 << 30
 ENTRY_SIZE, ENTRIES = 8, 512
@@ -157,7 +158,7 @@ class EptPaging:
     mode_based_execute: bool = False
     pages_2m: bool = True
     pages_1g: bool = True
-    maxphyaddr: int = 46
+    maxphyaddr: int = PHYSICAL_ADDRESS_WIDTH
 
     def __post_init__(self) -> None:
         if self.root % PAGE_4K or self.root >> self.maxphyaddr:

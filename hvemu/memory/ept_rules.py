@@ -24,6 +24,7 @@ from hvemu.memory.ept import (
     Level,
     MemoryType,
 )
+from hvemu.x86.cpuid import PHYSICAL_ADDRESS_WIDTH
 
 Predicate = Callable[[EptEntry, Level, EptPaging], bool]
 _RULES, _FORMATS = "EPT Misconfigurations", "EPT Translation Mechanism"
@@ -108,7 +109,7 @@ def page_is_aligned(entry: EptEntry, _level: Level, _ept: EptPaging) -> bool:
     return not (isinstance(entry, EptPage2M | EptPage1G) and entry.reserved)
 
 
-@_row(_RULES, PML4E, legal=0x1, breaks=1 << 46 | 0x1)
+@_row(_RULES, PML4E, legal=0x1, breaks=1 << PHYSICAL_ADDRESS_WIDTH | 0x1)
 def address_fits_physical_address_width(entry: EptEntry, _level: Level, ept: EptPaging) -> bool:
     """Bits 51:12 beyond the processor's physical-address width must be 0."""
     return not entry.hpa >> ept.maxphyaddr

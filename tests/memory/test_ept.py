@@ -64,7 +64,7 @@ def test_bit_10_counts_under_mode_based_execute_control_only():
         assert EptPaging(0, mode_based_execute=True).rights(entry) == entry & 7 | (8 if entry & 0x400 else 0)
 
 
-@pytest.mark.parametrize("root", [0x800, 1 << 46])
+@pytest.mark.parametrize("root", [0x800, 1 << 40, 1 << 52])
 def test_a_root_that_no_eptp_can_hold_is_refused(root):
     with pytest.raises(ValueError, match="root 0x"):
         EptPaging(root)

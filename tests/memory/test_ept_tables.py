@@ -47,7 +47,7 @@ class Machine:
      (G, 3 * G, 5 * G + M, G, {3 * G: M, 4 * G - 1: M}),
      (G, 0, 0, G - K, {0: M, G - M - 1: M, G - M: K, G - 2 * K: K, G - K: None}),
      (G, M - K, M - K, G, {M - 2 * K: None, M - K: K, M: M, G - 1: M, G: K, G + M - 2 * K: K, G + M - K: None}),
-     (G, 2**48 - G, 2**46 - G, G, {2**48 - G - 1: None, 2**48 - 1: G})],
+     (G, 2**48 - G, 2**40 - G, G, {2**48 - G - 1: None, 2**48 - 1: G})],
 )  # fmt: skip
 def test_pages_are_as_large_as_alignment_and_size_allow(largest, gpa, hpa, size, pages):
     machine = Machine(largest=largest)
