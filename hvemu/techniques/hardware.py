@@ -27,8 +27,8 @@ from hvemu.vmx.guest_state import GUEST_FIELDS
 from hvemu.vmx.reasons import EntryInterruption, EptViolation, EventType, Interruption, Reason
 from hvemu.vmx.template import minimal_host
 from hvemu.vmx.vmcs import Vmcs
-from hvemu.x86.registers import Cr0, Cr4, Efer, Gpr, Rflags
-from hvemu.x86.state import CpuState
+from hvemu.x86.registers import Cr0, Cr4, Efer, Rflags
+from hvemu.x86.state import CpuState, load_state
 from hvemu.x86.vectors import FACTS, Fault, Vector, combine
 
 GUEST_CR0: Final = int(Cr0(ts=1, mp=1, em=1, am=1, wp=1))
@@ -101,9 +101,7 @@ class Hardware:
         self.vmcs = minimal_host()
         _set_controls(self.vmcs, self.ept.root, long=bool(Efer(boot.efer).lma))
         _set_guest(self.vmcs, boot)
-        for gpr in Gpr:
-            if gpr is not Gpr.RSP:
-                self.state.set_gpr(gpr, boot.gpr(gpr))
+        load_state(self.state, boot)  # what a VMCS has no field for, and what debuggers see before the first VM entry
         self.nonroot = NonRoot(vm.cpu, self.vmcs, host)
         self.physical, self.view = self.nonroot.physical, vm.cpu.view
         self.guest_view = GuestView(self.state, self.vmcs)

@@ -32,20 +32,25 @@ def run(vm: Vm, budget: Budget) -> Ending:
 
 def next_exit(vm: Vm, budget: Budget) -> VmExit | Ending:
     """Run the guest to its next VM exit, which is not handled yet, or to the end."""
+    while True:
+        happened = turn(vm, budget)
+        if happened is not None:
+            return happened
+
+
+def turn(vm: Vm, budget: Budget) -> VmExit | Ending | None:
+    """Run the guest until there is a VM exit, or an end, or something that the processor dealt with itself: None."""
     technique, clock = vm.technique, vm.clock
     try:
-        while True:
-            ending = _ended(vm, budget)
-            if ending is not None:
-                return ending
-            if technique.halted and not _sleep(vm):
-                return Ending(How.HALTED, why=_why_halted(vm))
-            deadline = vm.next_deadline()
-            if deadline is not None and clock.now >= deadline:
-                technique.tick()
-            exit_ = technique.run(_limit(vm, budget))
-            if exit_ is not None:
-                return exit_
+        ending = _ended(vm, budget)
+        if ending is not None:
+            return ending
+        if technique.halted and not _sleep(vm):
+            return Ending(How.HALTED, why=_why_halted(vm))
+        deadline = vm.next_deadline()
+        if deadline is not None and clock.now >= deadline:
+            technique.tick()
+        return technique.run(_limit(vm, budget))
     except _DEADLY as dead:
         return Ending(How.DIED, why=str(dead))
 
