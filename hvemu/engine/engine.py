@@ -10,30 +10,42 @@ from __future__ import annotations
 import ctypes
 import mmap
 import struct
+import threading
+import time
 from collections.abc import Iterable
 
 from unicorn import UC_ARCH_X86, UC_MODE_64, Uc
 
 from hvemu.engine import native
-from hvemu.engine.boot import HIDDEN, HIDDEN_SIZE, TABLES, enter_guest_mode, verify
+from hvemu.engine.boot import (
+    FAULT_ADDRESS,
+    HIDDEN,
+    HIDDEN_SIZE,
+    TABLES,
+    enter_guest_mode,
+    find_counter,
+    require_version,
+    verify,
+)
+from hvemu.engine.code import Code, CodePages, is_whole
+from hvemu.engine.hooks import HERE, KINDS, PORT, STRING, Hooks
 from hvemu.engine.layout import MSR_SLOTS, STATE_OFFSET, differs
-from hvemu.engine.scan import io_sites, is_io, suspicious
-from hvemu.engine.second_level import PAGE, SecondLevel
+from hvemu.engine.scan import is_string_io
+from hvemu.engine.second_level import PAGE, SecondLevel, SecondLevelCode
+from hvemu.engine.single_step import SingleStep
 from hvemu.engine.state import EngineState
 from hvemu.engine.traps import ALWAYS, BIT, VMEXIT, Kind, Stop, decode_table
-from hvemu.x86.decode import LONGEST, Truncated
-from hvemu.x86.vectors import Fault
+from hvemu.x86.decode import LONGEST
+from hvemu.x86.registers import Sreg
+from hvemu.x86.vectors import PageFaultCode, Vector
 
 _CPU_MODEL = 26  # Icelake-Server: decodes SYSENTER in 64-bit mode, as Intel does
 _CR_REGISTERS = {0: 50, 3: 53, 4: 54}
 _EFLAGS_REGISTER = 25
 _GIF = 1
-_NESTED_FAULT_ADDRESS = 0x80
-_SENTINEL_COUNT = 0x5AFE_C0DE
-_STRUCT_SEARCH = 0x2000
-_SYSCALL_CODE, _SYSENTER_CODE, _IO_CODE = 0x10000, 0x10001, 0x10002  # beside the emulator's own numbers
-_PAGE_FAULT = 14
 _AFTER = frozenset({Kind.SOFTWARE_INT, Kind.WINDOW, Kind.LIMIT})
+_DETAILED = frozenset({Kind.WINDOW, Kind.MSR, Kind.IO, Kind.SOFTWARE_INT, Kind.SECOND_LEVEL, Kind.EXCEPTION})
+_RETRY = 0.0005  # seconds between two attempts to end a run
 
 
 def _address(memory: mmap.mmap) -> int:
@@ -43,12 +55,13 @@ def _address(memory: mmap.mmap) -> int:
 class Engine:
     """One emulated processor with *ram_size* bytes of host-physical memory.
 
-    *state* is valid between runs; writes to it count at the next run. *ram* is the physical memory, indexed by hpa.
-    *instructions* counts what retired natively (with the counted clock; the free clock leaves it at zero).
-    Raises EngineError when the installed Unicorn is not the verified one.
+    *state* is valid between runs; writes to it count at the next run. *ram* is the physical memory, indexed by hpa: say
+    `code_changed` after writing where code may lie. *instructions* counts what retired natively (with the counted
+    clock; the free clock leaves it at zero). Raises EngineError when the installed Unicorn is not the verified one.
     """
 
     def __init__(self, ram_size: int, *, counted: bool = True) -> None:
+        require_version()
         self._uc = Uc(UC_ARCH_X86, UC_MODE_64)
         self._uc.ctl_set_cpu_model(_CPU_MODEL)
         self._h = self._uc._uch.value  # noqa: SLF001 - the handle that the raw calls need
@@ -57,91 +70,192 @@ class Engine:
         self._uc.mem_map_ptr(HIDDEN, HIDDEN_SIZE, 7, _address(self._hidden))
         self._uc.ctl_exits_enabled(True)
         context = ctypes.c_void_p()
-        if native.library.uc_context_alloc(ctypes.c_void_p(self._h), ctypes.byref(context)):
+        if native.context_alloc(self._h, ctypes.byref(context)):
             raise differs("the context")
         self._context: int = context.value or 0
         self.counted, self.instructions = counted, 0
-        self._codes = decode_table()
-        self._code: int | None = None
-        self._sites: dict[int, int] = {}
-        self._known: set[tuple[int, bytes]] = set()
-        self._rescan: tuple[int, int] | None = None
-        self._stale: int | None = None
-        self._site = 0
-        self._hook_callbacks()
+        self._codes = decode_table() | {code: (kind, 0) for code, kind in KINDS.items()}
+        self._interrupted, self._runner = False, 0
+        self._reader, self._pages = Code(self._h, self._hidden), CodePages(self._h)
+        self._hooks = Hooks(self._h, self._context, self._reader, self._pages, counted=counted)
         verify(self._uc, self._context)
         self.state = EngineState.from_address(self._context + STATE_OFFSET)
         self.state.write_cr, self.state.read_flags = self.write_cr, self._read_flags
         self.second_level = SecondLevel(self._hidden, HIDDEN, TABLES)
-        self.second_level.map(HIDDEN, HIDDEN, TABLES)  # for the guest's first instruction only
-        enter_guest_mode(self._uc, self.state, self._sync, self._hidden, self.second_level.root, self._start_raw)
-        self._counter = self._find_counter()
-        self._finish_arming()
+        self._arm_traps()
+        self._single = SingleStep(
+            self._h, self.state, run=lambda: self._run(1, heed=False), fetch=self.fetch, flush=self.flush_code,
+            here=lambda: self._hooks.record(HERE),
+        )  # fmt: skip
+
+    def _arm_traps(self) -> None:
+        """Enter guest mode, by one VMRUN of a few instructions in hidden memory."""
+        self.second_level.map(HIDDEN, HIDDEN, TABLES)
+        enter_guest_mode(self._uc, self.state, self._sync, self._hidden, self.second_level.root, self._start)
+        native.context_restore(self._h, self._context)
+        self._hooks.counter, self._budget = find_counter(self._h, self.state.rip)
+        if not self.counted:
+            self._start(self.state.rip)  # one run without a limit drops the blocks that count
+        self.second_level.unmap(HIDDEN, TABLES)
+        self.flush_tlb()
+        self._pages.forget()
+        self.open_window(False)
+        self.arm(())
+
+    def _start(self, rip: int) -> int | None:
+        self._hooks.code = None
+        native.emu_start(self._h, rip, 0, 0, 0)
+        return self._hooks.code
 
     # -- running ------------------------------------------------------------------------------------------------
 
     def run(self, limit: int) -> Stop:
         """Run at most *limit* instructions from the current state; return why it stopped.
 
-        With the free clock *limit* is not counted: `interrupt` ends the run.
+        With the free clock *limit* is not counted: only a stop or `interrupt` ends the run.
         """
-        state, h, context = self.state, self._h, self._context
-        left = limit
-        while True:
-            self._code = None
-            native.context_restore(h, context)
-            native.emu_start(h, state.rip, 0, 0, left if self.counted else 0)
-            code = self._code
-            ran = self._counter.value if self.counted else 0
-            if code is not None and (code != _IO_CODE or self._is_io()):
-                stop = self._stop(code)
-                if stop.kind not in _AFTER:
-                    ran -= 1
-                self.instructions += ran
-                return stop
-            if code is None:
-                native.context_save(h, context)
-            else:
-                ran -= 1
-            ran = min(ran, left)  # the emulator counts one more when it stops at the limit
-            self.instructions += ran
-            left -= ran
-            if not self._tend_sites() or (self.counted and left <= 0):
-                return Stop(Kind.LIMIT)
+        return self._run(limit, heed=True)
 
     def step(self) -> Stop:
-        """Run one instruction. Kind.LIMIT means that it retired."""
-        return self.run(1)
+        """Run one instruction, or one iteration of a repeated one; Kind.LIMIT means that it retired.
+
+        `interrupt` does not end a step. Kind.WINDOW may come before or after the instruction.
+        """
+        return self._run(1, heed=False) if self.counted else self._single.step()
+
+    def step_through(self, gpa: int, hpa: int) -> Stop:
+        """Step one instruction while the page at *gpa* is the writable page at *hpa*; then put the old mapping back.
+
+        Raises MemoryError when the second level is full.
+        """
+        old = self.second_level.lookup(gpa)
+        self.second_level.map(gpa, hpa, PAGE)
+        self.flush_tlb()
+        try:
+            return self.step()
+        finally:
+            if old is None:
+                self.second_level.unmap(gpa, PAGE)
+            else:
+                self.second_level.map(gpa, old.hpa + gpa % old.size, PAGE, writable=old.writable)
+            self.flush_tlb()
 
     def interrupt(self) -> None:
-        """End the current run at the next block boundary. May be called from another thread."""
-        native.emu_stop(self._h)
+        """End the current run, or the next one if there is none, with Kind.LIMIT.
+
+        May be called from any thread, where it returns when the run has ended, and from a signal handler.
+        """
+        self._interrupted = True
+        if self._runner == threading.get_ident():
+            threading.Thread(target=self.interrupt, daemon=True).start()  # this thread cannot wait for itself
+            return
+        while self._interrupted and self._runner:  # again and again: the emulator forgets it while it is starting
+            if self.counted:
+                self._budget.value = 0
+            else:
+                native.emu_stop(self._h)
+            time.sleep(_RETRY)
+
+    def _run(self, limit: int, *, heed: bool) -> Stop:
+        """Run; *heed* interrupts, or leave them to the next run."""
+        state, h, context, hooks, counted, left = self.state, self._h, self._context, self._hooks, self.counted, limit
+        self._runner = threading.get_ident()
+        try:
+            while (left > 0 or not counted) and not (heed and self._interrupted):
+                hooks.code = None
+                native.context_restore(h, context)
+                error = native.emu_start(h, state.rip, 0, 0, left if counted else 0)
+                assert not error, f"the emulator reports error {error}"
+                code, begun = hooks.code, 1
+                if hooks.chores or code == STRING:
+                    code, begun = self._do_chores(code)
+                if code is not None:
+                    return self._stop(code)
+                native.context_save(h, context)
+                if counted:  # the count includes the instruction before which it stopped, if that had begun
+                    ran = hooks.counter.value - begun
+                    left, self.instructions = left - ran, self.instructions + ran
+            if heed:
+                self._interrupted = False
+        finally:
+            self._runner = 0
+        return Stop(Kind.LIMIT)
+
+    def _do_chores(self, code: int | None) -> tuple[int | None, int]:
+        """Do what the callbacks asked for; return the exit that is left and whether an instruction had begun."""
+        if code is None:
+            native.context_save(self._h, self._context)
+        hooks = self._hooks
+        if code == STRING and not is_string_io(self.fetch(), self.state.code_bits):
+            code, hooks.stale = None, True
+        rescan, stale = hooks.rescan, hooks.stale
+        hooks.rescan, hooks.stale, hooks.chores = None, False, False
+        if stale:
+            hooks.sites.clear()
+            self.flush_code()
+        if rescan is not None and hooks.sites.plant(*rescan, self.state.code_bits):
+            gva, block = rescan
+            native.remove_blocks(self._h, gva, gva + len(block))
+        return code, rescan is None
+
+    # -- stops --------------------------------------------------------------------------------------------------
 
     def _stop(self, code: int) -> Stop:
-        kind_detail = self._codes.get(code)
-        if kind_detail is None:
-            assert code < VMEXIT, f"unexpected exit {code:#x}"
-            self.state.exception_is_int = 0
-            return Stop(Kind.SOFTWARE_INT, code)
-        kind, detail = kind_detail
-        if kind is Kind.EXCEPTION:
-            return self._exception(detail)
-        if kind is Kind.SECOND_LEVEL:
-            gpa = struct.unpack_from("<Q", self._hidden, _NESTED_FAULT_ADDRESS)[0]
-            return Stop(kind, 0, self.state.error_code & 0x1F, gpa)
-        if kind is Kind.MSR:
-            return Stop(kind, self.state.error_code & 1)
+        kind, detail = self._codes.get(code) or (Kind.SOFTWARE_INT, code)
+        if self.counted:
+            self.instructions += self._hooks.counter.value - (kind not in _AFTER)
+        if kind in _DETAILED:
+            return self._detailed(kind, detail, code)
+        return Stop(kind, detail)
+
+    def _detailed(self, kind: Kind, detail: int, code: int) -> Stop:
+        """Return the stop for the kinds that say more, or that do not count as the others do."""
+        state = self.state
         if kind is Kind.WINDOW:
             self.open_window(False)
+        elif kind is Kind.MSR:
+            detail = state.error_code & 1
+        elif kind is Kind.IO and code == PORT and self.counted:
+            self.instructions += self._hooks.count_at_port - self._hooks.counter.value
+        elif kind is Kind.SOFTWARE_INT:
+            assert code < VMEXIT, f"unexpected exit {code:#x}"
+            state.exception_is_int = 0  # sticky, or the next exit would report a stale RIP
+            state.rip = state.exception_next_rip
+        elif kind is Kind.SECOND_LEVEL:
+            return self._second_level_fault()
+        elif kind is Kind.EXCEPTION:
+            return self._exception(detail)
         return Stop(kind, detail)
+
+    def _second_level_fault(self) -> Stop:
+        code, gpa = SecondLevelCode(self.state.error_code & 0x1F), self._fault_address()
+        if self.counted and (code.id or not self._can_fetch()):
+            self.instructions += 1
+        return Stop(Kind.SECOND_LEVEL, 0, int(code), gpa)
 
     def _exception(self, vector: int) -> Stop:
         state = self.state
-        if state.exception_is_int:  # INT n, INT3, INTO: sticky, or the next exit would report a stale RIP
-            state.exception_is_int = 0
-            return Stop(Kind.SOFTWARE_INT, vector)
-        address = struct.unpack_from("<Q", self._hidden, _NESTED_FAULT_ADDRESS)[0] if vector == _PAGE_FAULT else 0
-        return Stop(Kind.EXCEPTION, vector, state.error_code & 0xFFFF, address)
+        gva = self._fault_address() if vector == Vector.PF else 0
+        if self.counted and self._precedes_count(vector, gva):
+            self.instructions += 1
+        return Stop(Kind.EXCEPTION, vector, state.error_code & 0xFFFF, gva)
+
+    def _fault_address(self) -> int:
+        address: int = struct.unpack_from("<Q", self._hidden, FAULT_ADDRESS)[0]
+        return address
+
+    def _precedes_count(self, vector: int, gva: int) -> bool:
+        """Whether the count leaves out the instruction at RIP: it cannot be fetched, or the one before it trapped."""
+        if vector == Vector.PF:
+            is_read = not PageFaultCode(self.state.error_code & 0xFFFF).wr
+            near = (gva - self._linear_rip()) & self.state.linear_mask < LONGEST
+            return is_read and near and not self._can_fetch()
+        return vector == Vector.DB or (
+            vector == Vector.GP and not self._reader.is_canonical(self._linear_rip(), self.state.cr[4])
+        )
+
+    def _can_fetch(self) -> bool:
+        return is_whole(self.fetch(), self.state.code_bits)
 
     # -- traps --------------------------------------------------------------------------------------------------
 
@@ -203,130 +317,25 @@ class Engine:
 
     def flush_tlb(self) -> None:
         """Forget cached translations, first and second level."""
-        native.library.uc_ctl(ctypes.c_void_p(self._h), native.CTL_TLB_FLUSH_WRITE)
+        native.flush_tlb(self._h)
 
     def flush_code(self) -> None:
         """Forget all translated blocks."""
-        native.library.uc_ctl(ctypes.c_void_p(self._h), native.CTL_TB_FLUSH_WRITE)
+        native.flush_blocks(self._h)
+        self._pages.forget()
 
-    # -- callbacks: they record, `run` acts -----------------------------------------------------------------------
-
-    def _hook_callbacks(self) -> None:
-        h, save, stop = self._h, native.context_save, native.emu_stop
-        context = self._context
-
-        def on_interrupt(_uc: int, number: int, _data: object) -> None:
-            if self._code is None:
-                save(h, context)
-                self._code = number
-            stop(h)
-
-        def on_syscall(_uc: int, _data: object) -> None:
-            on_interrupt(0, _SYSCALL_CODE, None)
-
-        def on_sysenter(_uc: int, _data: object) -> None:
-            on_interrupt(0, _SYSENTER_CODE, None)
-
-        self._codes |= {_SYSCALL_CODE: (Kind.SYSCALL, 0), _SYSENTER_CODE: (Kind.SYSENTER, 0), _IO_CODE: (Kind.IO, 0)}
-        self._intr = native.IntrCallback(on_interrupt)
-        self._syscall, self._sysenter = native.InsnCallback(on_syscall), native.InsnCallback(on_sysenter)
-        self._io, self._edge = native.CodeCallback(self._on_io), native.EdgeCallback(self._on_edge)
-        self._add_hook(native.HOOK_INTR, self._intr)
-        self._add_hook(native.HOOK_INSN, self._syscall, native.INSN_SYSCALL)
-        self._add_hook(native.HOOK_INSN, self._sysenter, native.INSN_SYSENTER)
-        self._add_hook(native.HOOK_EDGE, self._edge)
-
-    def _add_hook(self, kind: int, callback: object, *extra: int, begin: int = 1, end: int = 0) -> int:
-        handle = ctypes.c_size_t()
-        span = (ctypes.c_uint64(begin), ctypes.c_uint64(end))
-        more = tuple(ctypes.c_int(e) for e in extra)
-        h = ctypes.c_void_p(self._h)
-        if native.library.uc_hook_add(h, ctypes.byref(handle), kind, callback, None, *span, *more):
-            raise differs(f"hook {kind:#x}")
-        return handle.value
+    def code_changed(self, hpa: int, size: int) -> None:
+        """Take note that the host wrote the *size* bytes at *hpa*: blocks that were translated from them are void."""
+        if self._pages.hold(hpa, size):
+            self.flush_code()
 
     def fetch(self) -> bytes:
-        """Return the code bytes at RIP as the processor would fetch them: 15, or fewer before an unmapped page."""
-        return self._code_at((self.state.segs[1].base + self.state.rip) & self.state.linear_mask, LONGEST)
+        """Return the code bytes at RIP as the processor would fetch them.
 
-    def _code_at(self, gva: int, size: int) -> bytes:
-        """Return up to *size* code bytes at *gva*, fewer where the next page is not mapped."""
-        buffer = ctypes.create_string_buffer(size)
-        if not native.vmem_read(self._h, gva, native.FETCH, buffer, size):
-            return buffer.raw
-        first = PAGE - gva % PAGE
-        if first < size and not native.vmem_read(self._h, gva, native.FETCH, buffer, first):
-            return buffer.raw[:first]
-        return b""
+        15 bytes, or fewer before the end of a page unless the instruction crosses it; none where it cannot fetch.
+        """
+        self._sync()
+        return self._reader.instruction(self._linear_rip(), self.state.code_bits, self.state.cr[4])
 
-    def _on_edge(self, _uc: int, current: object, _previous: object, _data: object) -> None:
-        block = current.contents  # type: ignore[attr-defined]
-        code = self._code_at(block.pc, block.size)
-        if suspicious(code) and (block.pc, code) not in self._known:
-            self._rescan = (block.pc, block.size)
-            native.emu_stop(self._h)
-
-    def _on_io(self, _uc: int, gva: int, _size: int, _data: object) -> None:
-        if self._code is None:
-            native.context_save(self._h, self._context)
-            self._code, self._site = _IO_CODE, gva
-            native.emu_stop(self._h)
-
-    # -- I/O sites ------------------------------------------------------------------------------------------------
-
-    def _is_io(self) -> bool:
-        """Whether there is still an I/O instruction at the hook that stopped; if not, the hook is to go."""
-        try:
-            if is_io(self.fetch(), self.state.code_bits):
-                return True
-        except (Fault, Truncated):
-            pass  # other bytes now, and not even an instruction: the processor will say so when it gets there
-        self._stale = self._site
-        return False
-
-    def _tend_sites(self) -> bool:
-        """Do what the callbacks asked for; return whether there was anything, so that the run goes on."""
-        rescan, stale = self._rescan, self._stale
-        self._rescan = self._stale = None
-        if stale is not None:  # other code now: the hook and the blocks that call it go
-            native.hook_del(self._h, self._sites.pop(stale))
-            self._known.clear()
-            self.flush_code()
-        if rescan is not None:
-            self._plant(*rescan)
-        return rescan is not None or stale is not None
-
-    def _plant(self, gva: int, size: int) -> None:
-        """Put a hook on every I/O instruction of the block and have it translated again."""
-        code = self._code_at(gva, size)
-        self._known.add((gva, code))
-        new = [site for site in io_sites(code, gva, self.state.code_bits) if site not in self._sites]
-        for site in new:
-            self._sites[site] = self._add_hook(native.HOOK_CODE, self._io, begin=site, end=site)
-        if new:
-            self._uc.ctl_remove_cache(gva, gva + size)
-
-    # -- start ----------------------------------------------------------------------------------------------------
-
-    def _start_raw(self, rip: int) -> int | None:
-        self._code = None
-        native.emu_start(self._h, rip, 0, 0, 0)
-        return self._code
-
-    def _find_counter(self) -> ctypes.c_size_t:
-        """Return the live count of executed instructions: the word before the limit that a sentinel marks."""
-        native.context_restore(self._h, self._context)
-        native.emu_start(self._h, self.state.rip, 0, 0, _SENTINEL_COUNT)
-        for offset in range(0, _STRUCT_SEARCH, 8):
-            if ctypes.c_size_t.from_address(self._h + offset).value == _SENTINEL_COUNT:
-                return ctypes.c_size_t.from_address(self._h + offset - 8)
-        raise differs("the instruction counter")
-
-    def _finish_arming(self) -> None:
-        if not self.counted:  # one uncounted run drops the counting blocks
-            native.context_restore(self._h, self._context)
-            native.emu_start(self._h, self.state.rip, 0, 0, 0)
-        self.second_level.unmap(HIDDEN, TABLES)
-        self.flush_tlb()
-        self.open_window(False)
-        self.arm(())
+    def _linear_rip(self) -> int:
+        return (self.state.segs[Sreg.CS].base + self.state.rip) & self.state.linear_mask

@@ -13,6 +13,10 @@ from ctypes import c_int32, c_uint8, c_uint16, c_uint32, c_uint64
 
 from hvemu.errors import EngineError
 
+VERIFIED = "2.1.4"
+"""The release of Unicorn that has this layout."""
+CONTEXT_SIZE = 5608
+"""Bytes of a whole context."""
 STATE_OFFSET = 40
 """Bytes from the start of a context to the CPU structure."""
 SECOND_PART = 5424
@@ -71,7 +75,7 @@ class RawState(ctypes.Structure):
     raw_efer: int
     error_code: int
     exception_is_int: int
-    exception_next_eip: int
+    exception_next_rip: int
     raw_dr: ctypes.Array[c_uint64]
     old_exception: int
     vm_vmcb: int
@@ -108,7 +112,7 @@ class RawState(ctypes.Structure):
         _gap("_middle", 640, SECOND_PART),
         ("error_code", c_int32),
         ("exception_is_int", c_int32),
-        ("exception_next_eip", c_uint64),
+        ("exception_next_rip", c_uint64),
         ("raw_dr", c_uint64 * 8),
         ("_breakpoints", c_uint64 * 4),
         ("old_exception", c_int32),
@@ -129,5 +133,5 @@ class RawState(ctypes.Structure):
 def differs(what: str) -> EngineError:
     """Return the error for a Unicorn whose CPU structure is not the verified one."""
     return EngineError(
-        f"unicorn: {what} is not where hvemu expects it; install the pinned release: pip install unicorn==2.1.4"
+        f"unicorn: {what} is not where hvemu expects it; install the pinned release: pip install unicorn=={VERIFIED}"
     )
