@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvemu.bits import Register, bit, bits, field
@@ -23,6 +23,7 @@ class Wider(Sample):
     extra = bit(100)
 
 
+@settings(derandomize=True, deadline=None)
 @given(hi=st.integers(0, 130), lo=st.integers(0, 130), old=st.integers(0, 2**131 - 1), new=st.integers(0, 2**131 - 1))
 def test_a_field_is_these_bits_and_no_others(hi: int, lo: int, old: int, new: int) -> None:
     hi, lo = max(hi, lo), min(hi, lo)

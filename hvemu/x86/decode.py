@@ -7,6 +7,8 @@ So prefixes are read here, brought into one canonical form, and the operands of 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +23,7 @@ from hvemu.x86.vectors import Fault, Vector
 __all__ = ["LONGEST", "Truncated", "decode", "disassemble", "effective"]
 
 LONGEST = 15  # bytes; a longer instruction raises #GP(0) (SDM 2A "Instruction Format")
+_LONGEST_BARE = 11  # without prefixes: opcode, ModRM, SIB, four bytes of displacement and four of immediate
 
 
 class Truncated(Exception):  # noqa: N818 - a fact about the bytes, not an error of anyone
@@ -36,16 +39,18 @@ _FAMILY = {f"{name}{size}": name for name in _STRINGS for size in "bwdq"} | {
     "sysretq": "sysret", "sysexitq": "sysexit", "movabs": "mov", "sal": "shl",
 }  # fmt: skip
 _REPEATS_COMPARE = frozenset({"scas", "cmps"})
+_TABLES = frozenset({"lgdt", "lidt", "sgdt", "sidt"})
 # 64-bit mode: these work on 8 bytes without REX.W, or on 2 with the operand-size prefix.
-_STACK = frozenset({"push", "pop", "pushf", "popf", "call", "ret", "jmp", "enter", "leave"})
+_STACK = frozenset({"push", "pop", "pushf", "popf", "enter", "leave"})
+_ALWAYS_8 = frozenset({"call", "ret", "loop", "loope", "loopne", *_TABLES})  # and near jumps: 66 means nothing
 _NATIVE = frozenset({"vmread", "vmwrite", "invept", "invvpid", "invpcid"})  # 4 bytes, in 64-bit mode 8
 _LOCKABLE = frozenset(
     "adc add and btc btr bts cmpxchg cmpxchg8b cmpxchg16b dec inc neg not or sbb sub xadd xchg xor".split()
 )
+_PLAIN = frozenset({"vmread", "vmwrite", "vmptrst"})  # 66, F2 and F3 make another instruction of their opcode
 _VMX_GROUP = {0: "vmptrld", OPERAND: "vmclear", REPE: "vmxon"}
 _FAR_INDIRECT = {3: "lcall", 5: "ljmp"}
 _LOAD_FAR = frozenset({"lds", "les", "lfs", "lgs", "lss"})
-_TABLES = frozenset({"lgdt", "lidt", "sgdt", "sidt"})
 _MEMORY_SIZE = {
     mnemonic: size
     for size, mnemonics in (
@@ -58,9 +63,10 @@ _MEMORY_SIZE = {
 }
 _HINTS = frozenset({0x0D, *range(0x18, 0x20)})
 _MODRM_REG = 0x38
-_WITHOUT_SSE_FORM = {bytes([n]) for n in (*range(4), *range(0x40, 0x50), *range(0x80, 0xAE), *range(0xAF, 0xB8), 0xBA,
-                                          0xBB, 0xC0, 0xC1, *range(0xC8, 0xD0))}  # fmt: skip
-_UNDEFINED = frozenset({"ud0", "ud1", "femms"})  # named by capstone all the same
+_WITHOUT_SSE_FORM = {bytes([n]) for n in (*range(4), *range(0x40, 0x50), *range(0x80, 0xAE), *range(0xAF, 0xB8),
+                                          *range(0xBA, 0xBE), 0xC0, 0xC1, *range(0xC8, 0xD0))}  # fmt: skip
+_ONLY_64 = frozenset({"swapgs", "rdfsbase", "rdgsbase", "wrfsbase", "wrgsbase"})
+_UNDEFINED = frozenset({"ud0", "ud1", "femms", "extrq", "insertq"})  # named by capstone all the same
 _CONTROL_REGISTERS = frozenset({0, 2, 3, 4, 8})
 _DEBUG_REGISTERS = range(8)
 
@@ -139,34 +145,53 @@ def _decode(code: bytes, bits: int, address: int | None) -> Instruction:
             break
     opcode = code[prefixes.length :]
     try:
-        raw, at = _parse(prefixes, opcode, address)
+        raw, size = _parse(prefixes, opcode, address)
     except Truncated:
         if len(code) >= LONGEST:
             raise Fault(Vector.GP, 0) from None
         raise
-    length = prefixes.length + raw.size - len(prefixes.canonical())
-    return _build(raw, prefixes, code[:length], opcode, None if address is None else at)
+    return _build(raw, prefixes, code[: prefixes.length + size], opcode, relative=address is None)
 
 
 def _parse(prefixes: Prefixes, opcode: bytes, address: int | None) -> tuple[Any, int]:
-    """Return capstone's instruction, and the address it was given so that branch targets come out right."""
+    """Return capstone's instruction, parsed as one at *address* so that branch targets are right, and its size in bytes
+    without prefixes.
+    """
     if prefixes.wide and opcode[:1] != b"\x0f":
         prefixes.operand = False  # REX.W wins; before a two-byte opcode 66 may still choose an SSE form
-    canonical = prefixes.canonical()
-    at = (address or 0) + prefixes.length - len(canonical)
     if _is_vex(opcode, prefixes.bits):
         raise Fault(Vector.UD)
-    parser, opcode = _parser(prefixes.bits), _hint_as_nop(opcode)
-    raw = next(parser.disasm(canonical + opcode, at, 1), None)
+    opcode, raw, start = _hint_as_nop(opcode), None, b""
+    for parser, start in _views(prefixes, opcode):
+        at = (address or 0) + prefixes.length - len(start)
+        if raw := next(parser.disasm(start + opcode, at, 1), None):
+            break
     if raw is None and prefixes.rep and _ignores_rep(opcode):
         prefixes.rep = 0
         return _parse(prefixes, opcode, address)
     if raw is None:
         raise Truncated if _could_go_on(prefixes, opcode) else Fault(Vector.UD)
-    plain_only = raw.mnemonic in ("vmread", "vmwrite") and (prefixes.rep or prefixes.operand)
-    if raw.mnemonic in _UNDEFINED or plain_only:
+    if not _exists(raw.mnemonic, prefixes):
         raise Fault(Vector.UD)
-    return raw, at
+    return raw, raw.size - len(start)
+
+
+def _exists(name: str, prefixes: Prefixes) -> bool:
+    """Whether there is an instruction *name* with these *prefixes*, where capstone is too generous."""
+    if name in _ONLY_64:
+        return prefixes.bits == 64
+    return name not in _UNDEFINED and not (name in _PLAIN and (prefixes.rep or prefixes.operand))
+
+
+def _views(prefixes: Prefixes, opcode: bytes) -> Iterator[tuple[Any, bytes]]:
+    """Yield the parsers that may know the instruction, each with the prefixes to put before *opcode*.
+
+    In 16-bit code capstone takes 66 for the operand size only and misses the two-byte opcodes that it selects. They are
+    the same in 32-bit code, where 67 has the opposite meaning.
+    """
+    yield _parser(prefixes.bits), prefixes.canonical()
+    if prefixes.bits == 16 and prefixes.operand and opcode[:1] == b"\x0f":
+        yield _parser(32), replace(prefixes, bits=32, address=not prefixes.address).canonical()
 
 
 def _hint_as_nop(opcode: bytes) -> bytes:
@@ -190,15 +215,17 @@ def _is_vex(opcode: bytes, bits: int) -> bool:
 
 def _could_go_on(prefixes: Prefixes, opcode: bytes) -> bool:
     """Whether some continuation makes an instruction that is longer than what is there."""
-    start = prefixes.canonical() + opcode
-    if len(opcode) >= LONGEST:
+    if len(opcode) >= _LONGEST_BARE:
         return False
-    parser = _parser(prefixes.bits)
-    candidates = (start + bytes([byte, *(0,) * LONGEST]) for byte in range(256))
-    return any(size > len(start) for code in candidates for _, size, _, _ in parser.disasm_lite(code[:LONGEST], 0, 1))
+    return any(
+        size > len(start + opcode)
+        for parser, start in _views(prefixes, opcode)
+        for byte in range(256)
+        for _, size, _, _ in parser.disasm_lite((start + opcode + bytes([byte, *(0,) * LONGEST]))[:LONGEST], 0, 1)
+    )
 
 
-def _build(raw: Any, prefixes: Prefixes, code: bytes, opcode: bytes, address: int | None) -> Instruction:
+def _build(raw: Any, prefixes: Prefixes, code: bytes, opcode: bytes, *, relative: bool) -> Instruction:
     mnemonic = _mnemonic(raw, prefixes, opcode)
     operands = _operands(raw, mnemonic, prefixes)
     if prefixes.lock and not (mnemonic in _LOCKABLE and isinstance(operands[0], Mem)):
@@ -216,7 +243,7 @@ def _build(raw: Any, prefixes: Prefixes, code: bytes, opcode: bytes, address: in
             (m.segment for m in memory if not _is_fixed(mnemonic, m)), memory[0].segment if memory else Sreg.DS
         ),
         code=code,
-        text=_text(raw, mnemonic, operands, len(code) if address is None else None),
+        text=_text(raw, mnemonic, operands, _rep(mnemonic, prefixes.rep), len(code) if relative else None),
     )
 
 
@@ -244,6 +271,8 @@ def _operand_size(mnemonic: str, operands: tuple[Operand, ...], prefixes: Prefix
         return 8 if prefixes.bits == 64 else 4
     if mnemonic in _NATIVE:
         return 8 if prefixes.bits == 64 else 4
+    if prefixes.bits == 64 and (mnemonic in _ALWAYS_8 or mnemonic[0] == "j"):
+        return 8
     if prefixes.bits == 64 and mnemonic in _STACK:
         return 2 if prefixes.operand and not prefixes.wide else 8
     if mnemonic in ("in", "out", "ins", "outs"):  # the accumulator or the memory operand, at most 4 bytes
@@ -342,14 +371,15 @@ def _resized(operand: Operand, size: int, special: Reg) -> Operand:
     return operand
 
 
-def _text(raw: Any, mnemonic: str, operands: tuple[Operand, ...], length: int | None) -> str:
+def _text(raw: Any, mnemonic: str, operands: tuple[Operand, ...], rep: Rep | None, length: int | None) -> str:
     """Return the disassembly; *length* is given when the address is unknown: a branch shows `$` and the distance."""
     if length is not None and raw.group(cx.X86_GRP_BRANCH_RELATIVE):
         (operand,) = operands
         assert isinstance(operand, Imm)
         return f"{raw.mnemonic} ${operand.value + length:+#x}"
-    name = raw.mnemonic
-    if mnemonic in (*_FAR_INDIRECT.values(), *_VMX_GROUP.values()):
-        name = mnemonic
-    far_pointer = raw.op_str.removeprefix("ptr ") if mnemonic in _FAR_INDIRECT.values() else raw.op_str
-    return f"{name} {far_pointer}".strip()
+    if operands and isinstance(operands[0], Far):
+        return f"{mnemonic} {operands[0].selector:#x}:{operands[0].offset:#x}"
+    name = mnemonic if mnemonic in (*_FAR_INDIRECT.values(), *_VMX_GROUP.values()) else raw.mnemonic
+    if rep:
+        name = f"{rep} {name.split()[-1]}"
+    return f"{name} {raw.op_str.removeprefix('ptr ')}".strip()

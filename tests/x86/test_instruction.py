@@ -3,7 +3,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvemu.x86.decode import decode
@@ -18,6 +18,7 @@ def offset(mem: Mem, size: int) -> int:
     return effective(mem, VALUES.__getitem__, NEXT, size)
 
 
+@settings(derandomize=True, deadline=None)
 @given(
     base=st.none() | st.sampled_from(list(Gpr)),
     index=st.none() | st.sampled_from([r for r in Gpr if r != Gpr.RSP]),

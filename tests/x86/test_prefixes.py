@@ -3,7 +3,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvemu.x86.prefixes import SEGMENTS, Prefixes
@@ -28,6 +28,7 @@ def test_what_is_a_prefix(bits: int) -> None:
     assert found == sorted(LEGACY + (REX if bits == 64 else []))
 
 
+@settings(derandomize=True, deadline=None)
 @given(code=st.lists(st.sampled_from(LEGACY + REX[::5]), max_size=6).map(bytes), bits=st.sampled_from(BITS))
 def test_any_order_and_any_number(code: bytes, bits: int) -> None:
     """SDM 2A "Instruction Prefixes": one of each group counts, the last of the segments and of F2 and F3."""

@@ -4,7 +4,7 @@ import itertools
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvemu.x86.segments import (
@@ -45,6 +45,7 @@ def test_selectors(value: int, index: int, ti: int, rpl: int, null: bool, offset
     assert (s.index, s.ti, s.rpl, s.null, s.offset) == (index, ti, rpl, null, offset)
 
 
+@settings(derandomize=True, deadline=None)
 @given(selector=U16, ext=st.booleans())
 def test_an_error_code_names_the_selector_without_its_rpl(selector: int, ext: bool) -> None:
     assert ErrorCode.of(selector, ext=ext) == selector // 4 * 4 + ext
@@ -106,6 +107,7 @@ def test_descriptors_of_known_kernels(raw: int, base: int, limit: int, kind: int
     assert (d.base, d.limit, d.type, d.dpl, d.l, d.db, d.p, d.s) == (base, limit, kind, dpl, l, db, 1, 1)
 
 
+@settings(derandomize=True, deadline=None)
 @given(base=U64, limit=st.integers(0, 0xFFFFF), kind=st.integers(0, 15), upper_type=st.integers(0, 31))
 def test_a_system_descriptor_of_ia_32e_mode_takes_16_bytes(base: int, limit: int, kind: int, upper_type: int) -> None:
     low = packed(base & 0xFFFF_FFFF, limit, kind, 0, 0, 1, 0, 0, 0, 0)
@@ -171,6 +173,7 @@ def test_system_types() -> None:  # SDM 3A "System Descriptor Types"; 0, 8, 10 a
 # -- gates ------------------------------------------------------------------------------------------------------------
 
 
+@settings(derandomize=True, deadline=None)
 @given(selector=U16, offset=U64, kind=st.sampled_from(list(SystemType)), dpl=st.integers(0, 3), p=st.integers(0, 1))
 def test_gates(selector: int, offset: int, kind: SystemType, dpl: int, p: int) -> None:
     """The figures of SDM 3A "IDT Descriptors" and "Call Gates": two doublewords, and two more in IA-32e mode."""
@@ -192,6 +195,7 @@ def test_parameter_count_and_ist_share_a_byte() -> None:
 # -- numbers of a given size ------------------------------------------------------------------------------------------
 
 
+@settings(derandomize=True, deadline=None)
 @given(value=st.integers(-(2**65), 2**65), old=U64, size=st.sampled_from([1, 2, 4, 8]))
 def test_truncate_and_replace_low(value: int, old: int, size: int) -> None:
     low = (value % 2**128).to_bytes(16, "little")[:size]
@@ -200,6 +204,7 @@ def test_truncate_and_replace_low(value: int, old: int, size: int) -> None:
     assert replace_low(old, value, size) == int.from_bytes(low + kept, "little")
 
 
+@settings(derandomize=True, deadline=None)
 @given(
     gva=U64
     | st.builds(
