@@ -47,12 +47,12 @@ class Permuter:
     def _free(self, level: int) -> list[int]:
         """Bits with no part in the rights: ignored, memory type, PS, or reserved, and the engine knows which."""
         low = 0xE18 if self._pae_top(level) else 0xF98
-        frame = self.shape.entries[level] & 0x80 and level == len(self.shape.entries) - 1
+        page = level == len(self.shape.entries) - 1
+        below = (1 << self.shape.shifts[level]) - 0x1000 if page else 0  # between the flags and the frame
         if self.shape.size == 4:
-            return bits(low | (1 << 21 if frame and len(self.shape.entries) == 1 else 0))
-        return bits(
-            low | 0x7FF << 52 | 0xFFF << 40 | (0x1FF << 12 if frame else 0) | (NX if self._pae_top(level) else 0)
-        )
+            return bits(low | below & 1 << 21)  # bits 20:13 are an address beyond RAM
+        high = 0x7FF << 52 | 0xFFF << 40
+        return bits(low | below | high | (NX if self._pae_top(level) else 0))
 
     def entries(self, chosen: dict[int, int]) -> tuple[int, ...]:
         """Return the entries with the rights of the *chosen* levels replaced, and A and D at random everywhere."""
