@@ -28,7 +28,7 @@ from hvemu.engine.boot import (
     verify,
 )
 from hvemu.engine.code import Code, CodePages, is_whole
-from hvemu.engine.hooks import HERE, KINDS, PORT, STRING, Hooks
+from hvemu.engine.hooks import BETWEEN, HERE, KINDS, PORT, STRING, Hooks
 from hvemu.engine.layout import MSR_SLOTS, STATE_OFFSET, differs
 from hvemu.engine.scan import is_string_io
 from hvemu.engine.second_level import PAGE, SecondLevel, SecondLevelCode
@@ -170,8 +170,10 @@ class Engine:
                 if hooks.chores or code == STRING:
                     code, begun = self._do_chores(code)
                 if code is not None:
+                    state.settle(lazy=code in BETWEEN)
                     return self._stop(code)
                 native.context_save(h, context)
+                state.settle(lazy=True)
                 if counted:  # the count includes the instruction before which it stopped, if that had begun
                     ran = hooks.counter.value - begun
                     left, self.instructions = left - ran, self.instructions + ran

@@ -14,6 +14,8 @@ from hvemu.engine.traps import Kind
 
 SYSCALL, SYSENTER, PORT, STRING, HERE = range(0x10000, 0x10005)  # exit codes beside the emulator's own numbers
 KINDS = {SYSCALL: Kind.SYSCALL, SYSENTER: Kind.SYSENTER, PORT: Kind.IO, STRING: Kind.IO, HERE: Kind.LIMIT}
+BETWEEN = frozenset({STRING, HERE})
+"""Recorded between two instructions, where the emulator itself would not have left its run."""
 _INVALID_OPCODE = 6
 
 

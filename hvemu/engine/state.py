@@ -38,24 +38,27 @@ class EngineState(RawState):
 
     @property
     def rflags(self) -> int:
-        """RFLAGS. The emulator keeps the arithmetic flags in cc_src, or has put them into eflags before it stopped."""
-        direction = _DF if self.df < 0 else 0
-        if self.cc_op == _CC_OP_EFLAGS:
-            return self.eflags & ~(_ARITHMETIC | _DF) | self.cc_src & _ARITHMETIC | direction | 2
-        return self.eflags & ~_DF | direction | 2
+        """RFLAGS; whole after a stop because of `settle`."""
+        return self.eflags | 2
 
     @rflags.setter
     def rflags(self, value: int) -> None:
         vm_changed = (self.eflags ^ value) & _VM
-        self.cc_op, self.cc_src = _CC_OP_EFLAGS, value & _ARITHMETIC
-        self.df = -1 if value & _DF else 1
         self.eflags = value | 2
         if vm_changed:
             self.refresh()
 
-    def settle(self) -> None:
-        """Make eflags whole: a run begins with the arithmetic flags and DF that are there."""
-        self.eflags = self.rflags
+    def settle(self, *, lazy: bool) -> None:
+        """Make eflags whole after a stop: its arithmetic flags and DF are stale, but a run begins with them.
+
+        An exit leaves the arithmetic flags in cc_src. Where the emulator was just told to stop they are still *lazy*,
+        to be computed from cc_op and its operands.
+        """
+        self.eflags &= ~(_ARITHMETIC | _DF)
+        if lazy and self.cc_op != _CC_OP_EFLAGS:
+            self.eflags = self.read_flags()
+        else:
+            self.eflags |= self.cc_src & _ARITHMETIC | (_DF if self.df < 0 else 0)
 
     cr0 = property(lambda self: self.cr[0], lambda self, value: self.write_cr(0, value))
     cr3 = property(lambda self: self.cr[3], lambda self, value: self.write_cr(3, value))
