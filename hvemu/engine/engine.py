@@ -35,7 +35,7 @@ from hvemu.engine.second_level import PAGE, SecondLevel, SecondLevelCode
 from hvemu.engine.single_step import SingleStep
 from hvemu.engine.state import EngineState
 from hvemu.engine.traps import ALWAYS, BIT, VMEXIT, Kind, Stop, decode_table
-from hvemu.x86.decode import LONGEST
+from hvemu.x86.decode import LONGEST, decode
 from hvemu.x86.registers import Sreg
 from hvemu.x86.vectors import PageFaultCode, Vector
 
@@ -44,7 +44,9 @@ _CR_REGISTERS = {0: 50, 3: 53, 4: 54}
 _EFLAGS_REGISTER = 25
 _GIF = 1
 _AFTER = frozenset({Kind.SOFTWARE_INT, Kind.WINDOW, Kind.LIMIT})
-_DETAILED = frozenset({Kind.WINDOW, Kind.MSR, Kind.IO, Kind.SOFTWARE_INT, Kind.SECOND_LEVEL, Kind.EXCEPTION})
+_DETAILED = frozenset(
+    {Kind.WINDOW, Kind.MSR, Kind.WBINVD, Kind.IO, Kind.SOFTWARE_INT, Kind.SECOND_LEVEL, Kind.EXCEPTION}
+)
 _RETRY = 0.0005  # seconds between two attempts to end a run
 
 
@@ -217,6 +219,8 @@ class Engine:
             self.open_window(False)
         elif kind is Kind.MSR:
             detail = state.error_code & 1
+        elif kind is Kind.WBINVD and decode(self.fetch(), state.code_bits).mnemonic == "invd":
+            kind = Kind.INVD  # the emulator reports both as WBINVD
         elif kind is Kind.IO and code == PORT and self.counted:
             self.instructions += self._hooks.count_at_port - self._hooks.counter.value
         elif kind is Kind.SOFTWARE_INT:
