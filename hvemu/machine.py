@@ -21,6 +21,7 @@ from hvemu.memory.physical import Ram
 from hvemu.techniques import loop
 from hvemu.techniques.bare import Bare
 from hvemu.techniques.base import Technique
+from hvemu.techniques.deprivilege import Deprivilege
 from hvemu.techniques.exits import control_registers, events, io, memory, processor
 from hvemu.techniques.hardware import Hardware
 from hvemu.techniques.vm import Budget, Vm
@@ -33,6 +34,7 @@ HYPERVISOR = 16 << 20
 MAX_RAM = 3 << 30
 PAIRS: dict[tuple[str, str], Callable[[], Technique]] = {
     ("bare", "none"): Bare,
+    ("deprivilege", "shadow"): Deprivilege,
     ("hardware", "ept"): Hardware,
 }
 """Every legal pair of technique and memory."""

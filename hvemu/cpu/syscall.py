@@ -55,3 +55,19 @@ def _enter(state: CpuState, selector: int, rip: int, *, long: bool) -> None:
     state.set_segment(Sreg.SS, Segment(stack, 0, _FLAT, _STACK))
     state.rip = rip
     state.blocking_by_sti_or_mov_ss = False
+
+
+def sysexit(state: CpuState, msr: ReadMsr) -> None:
+    """Return to a program in 32-bit code (SDM 2B "SYSEXIT-Fast Return from Fast System Call"). Raises #GP(0)."""
+    selector = Selector(truncate(msr(SYSENTER_CS), 2))
+    require(Cr0(state.cr0).pe and not selector.null and state.cpl == 0, Vector.GP)
+    code, stack = (int(Selector(selector + n * _NEXT_DESCRIPTOR).replace(rpl=_USER)) for n in (2, 3))
+    rip, rsp = truncate(state.gpr(Gpr.RDX), 4), truncate(state.gpr(Gpr.RCX), 4)
+    state.set_segment(Sreg.CS, Segment(code, 0, _FLAT, _CODE.replace(db=1, dpl=_USER)))
+    state.set_segment(Sreg.SS, Segment(stack, 0, _FLAT, _STACK.replace(dpl=_USER)))
+    state.set_gpr(Gpr.RSP, rsp)
+    state.rip = rip
+    state.blocking_by_sti_or_mov_ss = False
+
+
+_USER: Final = 3

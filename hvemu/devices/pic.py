@@ -129,6 +129,8 @@ class Pic:
         """
         r = self.r
         waiting = r.irr & ~r.imr
+        if not waiting:
+            return None
         blocking = r.isr & ~r.imr if r.special_mask else r.isr
         # In special fully nested mode a second request of a slave may nest in its first.
         nesting = r.icw3 if Icw4(r.icw4).special_fully_nested else 0

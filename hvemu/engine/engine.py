@@ -35,9 +35,9 @@ from hvemu.engine.second_level import PAGE, SecondLevel, SecondLevelCode
 from hvemu.engine.single_step import SingleStep
 from hvemu.engine.state import EngineState
 from hvemu.engine.traps import ALWAYS, BIT, VMEXIT, Kind, Stop, decode_table
-from hvemu.x86.decode import LONGEST, decode
+from hvemu.x86.decode import LONGEST, Truncated, decode
 from hvemu.x86.registers import Sreg
-from hvemu.x86.vectors import PageFaultCode, Vector
+from hvemu.x86.vectors import Fault, PageFaultCode, Vector
 
 _CPU_MODEL = 26  # Icelake-Server: decodes SYSENTER in 64-bit mode, as Intel does
 _CR_REGISTERS = {0: 50, 3: 53, 4: 54}
@@ -123,7 +123,23 @@ class Engine:
 
         `interrupt` does not end a step. Kind.WINDOW may come before or after the instruction.
         """
-        return self._run(1, heed=False) if self.counted else self._single.step()
+        if not self.counted:
+            return self._single.step()
+        rip = self.state.rip
+        stop = self._run(1, heed=False)
+        if stop.kind is Kind.LIMIT and self.state.rip == rip and not self._may_stay():
+            # A store into its own block: the emulator drops the block, counts the store, and begins anew. Let it.
+            stop = self._run(2, heed=False)
+            self.instructions -= 2 if stop.kind is Kind.LIMIT else 1
+        return stop
+
+    def _may_stay(self) -> bool:
+        """Whether the instruction at RIP may retire and leave RIP where it is: a repeated one, or a jump."""
+        try:
+            instruction = decode(self.fetch(), self.state.code_bits)
+        except (Fault, Truncated):
+            return True
+        return instruction.rep is not None or instruction.memory is None
 
     def step_through(self, gpa: int, hpa: int) -> Stop:
         """Step one instruction while the page at *gpa* is the writable page at *hpa*; then put the old mapping back.

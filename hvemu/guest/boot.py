@@ -10,7 +10,7 @@ from hvemu.guest import multiboot
 from hvemu.guest.image import Image
 from hvemu.x86.registers import Cr0, Cr4, Efer, Gpr, Sreg
 from hvemu.x86.segments import Descriptor
-from hvemu.x86.state import PlainState, TableRegister
+from hvemu.x86.state import AccessRights, PlainState, Segment, TableRegister
 
 STACK = 0x7C00
 """A first stack, growing down from here: a guest need not bring its own."""
@@ -100,5 +100,5 @@ def _load_gdt(state: PlainState, code: Descriptor) -> tuple[int, bytes]:
         state.set_segment(register, data.segment(DATA))
     state.set_segment(Sreg.CS, code.segment(CODE))
     table = b"".join(entry.to_bytes(8, "little") for entry in (0, code, data))
-    state.gdtr = TableRegister(GDT_GPA, len(table) - 1)
+    state.gdtr, state.ldtr = TableRegister(GDT_GPA, len(table) - 1), Segment(rights=AccessRights(unusable=1))
     return GDT_GPA, table

@@ -43,6 +43,10 @@ class Bare:
         self.vm.board.advance()
         self.vm.cpu.attention = True
 
+    def wake(self) -> None:
+        """The request itself wakes the processor."""
+        self.vm.cpu.attention = True
+
     @property
     def halted(self) -> bool:
         """Whether the processor is in the HLT state."""

@@ -70,6 +70,10 @@ class Technique(Protocol):
         """Let the timer of the machine fire: a device has something to do by itself."""
         ...
 
+    def wake(self) -> None:
+        """End the HLT of a guest whose devices request an interrupt."""
+        ...
+
     @property
     def halted(self) -> bool:
         """Whether the guest waits for an interrupt."""

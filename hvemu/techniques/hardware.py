@@ -144,11 +144,13 @@ class Hardware:
         self.timer.fire()
         self.cpu.attention = True
 
+    def wake(self) -> None:
+        """Inject the interrupt at the next VM entry."""
+        self.asleep, self.requests_changed = False, True
+
     @property
     def halted(self) -> bool:
         """Whether the guest executed HLT and nothing woke it yet."""
-        if self.asleep and self.board.pic.pending():
-            self.asleep, self.requests_changed = False, True
         return self.asleep
 
     @property

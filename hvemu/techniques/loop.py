@@ -108,7 +108,7 @@ def _sleep(vm: Vm) -> bool:
         return False
     for _ in range(_SLEEPS):
         if vm.board.pic.pending():
-            vm.cpu.attention = True
+            technique.wake()
             return True
         deadline = vm.next_deadline()
         if deadline is None:
