@@ -190,7 +190,7 @@ class Shadow:
         flush, hpa = False, _page(hpa)
         for step, table in zip(found.steps, tables, strict=True):
             flush |= self.traces.add(_page(table), Use.of(tree, tree.fold(gva), step))
-        flush |= self._map(tree, tree.fold(gva), self._leaf(hpa, access, found))
+        self._map(tree, tree.fold(gva), self._leaf(hpa, access, found))
         if access.write and hpa in self.traces:
             return ShadowFault(Cause.TRACED_WRITE, found.gpa, flush)
         return ShadowFault(Cause.WP_OFF if taken else Cause.HIDDEN, found.gpa, flush)
@@ -209,15 +209,14 @@ class Shadow:
             nx=not found.executable or (taken and paging.smep),  # what SMEP did while it was a user's page
         )  # fmt: skip
 
-    def _map(self, tree: ShadowTree, gva: int, entry: ShadowEntry) -> bool:
-        """Set a leaf; return whether it takes rights away that the TLB may hold."""
+    def _map(self, tree: ShadowTree, gva: int, entry: ShadowEntry) -> None:
+        """Set a leaf. Rights that the one before had more are still right, as the guest's tables are the same."""
         old = tree.leaf(gva)
         tree.set_leaf(gva, entry)
         if old.w:
             self.traces.writer(old.hpa, tree, gva, writes=False)
         if entry.w:
             self.traces.writer(entry.hpa, tree, gva, writes=True)
-        return not entry.grants(old)
 
     def _page_written(self, gpa: int, size: int) -> bool:
         """Follow up a store inside one page."""

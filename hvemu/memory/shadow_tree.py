@@ -35,14 +35,6 @@ class ShadowEntry(Register):
         """The page or table that this points to."""
         return self.frame * FRAME
 
-    def grants(self, other: ShadowEntry) -> bool:
-        """Whether this permits all that *other* permits, to the same page."""
-        if not other.p:
-            return True
-        return bool(self.p and self.frame == other.frame and self.w >= other.w and self.u >= other.u) and (
-            self.nx <= other.nx
-        )
-
 
 def leaf(hpa: int, *, w: bool, u: bool, nx: bool) -> ShadowEntry:
     """Return the entry that maps the 4 KiB page at *hpa*."""

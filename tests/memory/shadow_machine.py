@@ -70,6 +70,8 @@ class Processor:
 
     def translate(self, gva: int, access: Access) -> int | None:
         """Return the hpa, or None for a page fault, after which nothing is cached for *gva*."""
+        if self.long and gva >> 47 not in (0, 0x1FFFF):
+            return None  # the processor raises #GP
         gva &= (1 << 48) - 1 if self.long else (1 << 32) - 1
         page = gva >> 12
         for hpa, w, u, nx in self.tlb.get(page, []):
@@ -206,7 +208,7 @@ class Machine:
         self.checked = bytes(self.buffer)
         used: set[int] = set()
         guest_tables: set[int] = set()
-        writable: set[int] = set()
+        writers: dict[int, set] = {}
         for paging, tree in self.shadow._trees.items():
             leaves, tables = self.leaves(tree.root, 4 if paging.mode is PagingMode.LEVEL4 else 3)
             assert not tables & used
@@ -216,10 +218,11 @@ class Machine:
             for gva, entry in leaves.items():
                 guest_tables |= self.check_leaf(paging, gva, entry)
                 if entry & W:
-                    writable.add(entry & ADDRESS)
-        assert not writable & guest_tables
+                    writers.setdefault(entry & ADDRESS, set()).add((tree, gva))
+        assert not writers.keys() & guest_tables
+        assert not writers.keys() & set(self.shadow.traces)
         assert guest_tables <= set(self.shadow.traces)
-        assert not writable & set(self.shadow.traces)
+        assert {hpa: set(leaves) for hpa, leaves in self.shadow.traces._writers.items()} == writers
         assert self.frames.total - self.frames.free_count == len(used), "frames leak"
 
     def check_leaf(self, paging: Paging, gva: int, entry: int) -> set[int]:
