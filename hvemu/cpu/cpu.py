@@ -31,6 +31,7 @@ from hvemu.x86.vectors import FACTS, Fault, TripleFault, Vector
 STOP_CYCLES = 1000
 """What everything costs, in cycles of virtual time, that is not a plain instruction."""
 _CR_WRITES = 1 << 0 | 1 << 3 | 1 << 4 | 1 << 8
+_CR8 = 1 << 8  # which the emulator reads from its own interrupt controller
 _DR_CHECKED = 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7
 _ALL_DR = 0xFF
 _UMIP = (Kind.IDTR_READ, Kind.GDTR_READ, Kind.LDTR_READ, Kind.TR_READ)
@@ -162,7 +163,7 @@ class Cpu:
         self.engine.arm(kinds - _REGISTERS)
         guarded = Dr7(state.dr7).gd or Kind.DR_READ in kinds
         self.engine.arm_registers(
-            cr_read=_CR_READS if Kind.CR_READ in kinds else int(umip),
+            cr_read=_CR_READS if Kind.CR_READ in kinds else _CR8 | umip,
             cr_write=_CR_WRITES,
             dr_read=_ALL_DR if guarded else 0,
             dr_write=_ALL_DR if guarded else _DR_CHECKED,

@@ -154,14 +154,18 @@ def source(cpu: Cpu, instruction: Instruction) -> int:
 
 def _dr(cpu: Cpu, stop: Stop) -> VmExit | None:
     """MOV to or from DR: checked here, executed by the engine, which sets the breakpoints."""
-    instruction = cpu.instruction()
     if stop.kind is Kind.DR_READ:
         control.check_dr_read(cpu.state, stop.detail)
-    else:
-        control.check_dr_write(cpu.state, stop.detail, source(cpu, instruction))
+        return cpu.run_natively()
+    number, value = control.check_dr_write(cpu.state, stop.detail, source(cpu, cpu.instruction()))
     exit_ = cpu.run_natively()
+    if number in _WITH_FIXED_BITS:
+        setattr(cpu.state, f"dr{number}", value)
     cpu.arm()
     return exit_
+
+
+_WITH_FIXED_BITS = frozenset({6, 7})
 
 
 def _io(cpu: Cpu, _stop: Stop) -> None:

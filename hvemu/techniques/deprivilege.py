@@ -7,11 +7,13 @@ monitor infers what it cannot see: a program in ring 3 runs with interrupts enab
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from hvemu.cpu.deliver import Event, Source, deliver_or_escalate
 from hvemu.cpu.memory import PagedMemory
 from hvemu.cpu.msr_file import MsrFile
 from hvemu.engine.layout import MSR_SLOTS
+from hvemu.engine.traps import Kind
 from hvemu.memory.physical import Physical, Ram
 from hvemu.techniques.base import RESUME, Outcome, Shutdown
 from hvemu.techniques.host_timer import HostTimer
@@ -30,6 +32,7 @@ from hvemu.x86.vectors import FACTS, Fault, Vector
 POLL = 5000
 """Instructions after which the monitor looks again whether an interrupt that waits can be delivered."""
 _USER = 3
+_FIXED_PARTS = frozenset({6, 7})  # debug registers with bits that are always 1
 _SOURCES = {
     EventType.SOFTWARE_INTERRUPT: Source.SOFTWARE_INT,
     EventType.SOFTWARE_EXCEPTION: Source.SOFTWARE_EXCEPTION,
@@ -158,6 +161,21 @@ class Deprivilege:
         self.engine.instructions += 1
         if stepping:
             self.cpu.single_step()
+
+    def load_debug_register(self, number: int, value: int) -> None:
+        """Load DR *number* with *value*: by the guest's own MOV, executed in ring 0, which arms the breakpoints."""
+        state, rip = self.cpu.state, self.cpu.state.rip
+        stack = state.segment(Sreg.SS)
+        state.set_segment(Sreg.SS, replace(stack, rights=stack.rights.replace(dpl=0)))
+        self.engine.arm_registers(cr_read=0, cr_write=0, dr_read=0, dr_write=0)
+        stop = self.engine.step()
+        self.cpu.arm()
+        assert stop.kind is Kind.LIMIT, f"{stop} at a MOV to DR{number} in ring 0"
+        state.set_segment(Sreg.SS, stack)
+        state.rip = rip
+        self.engine.instructions -= 1  # counted when it is ended
+        if number in _FIXED_PARTS:
+            setattr(state, f"dr{number}", value)
 
     def invalidate_page(self, gva: int) -> None:
         """INVLPG."""

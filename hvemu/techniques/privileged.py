@@ -119,7 +119,7 @@ def _to_system(vm: Deprivilege, kind: RegKind, number: int, gpr: int) -> None:
     if kind is RegKind.CR:
         control.write_cr(vm.view, number, value, vm.physical.read)
     else:
-        control.write_dr(vm.view, number, value)
+        vm.load_debug_register(*control.check_dr_write(vm.view, number, value))
 
 
 def _from_system(vm: Deprivilege, kind: RegKind, number: int, gpr: int) -> None:
