@@ -40,7 +40,7 @@ _CONTROL = (
     (0x040, "Q", HIDDEN + 0x4000),
     (0x048, "Q", HIDDEN + MSR_BITMAP),
     (0x058, "I", 1),
-    (0x060, "I", 1 << 8 | 15 << 16 | 1 << 20),  # a virtual interrupt that is pending for ever: the window
+    (0x060, "I", 1 << 8 | 15 << 16 | 1 << 20 | 1 << 24),  # an interrupt that is pending for ever: the window; own CR8
     (0x090, "Q", 1),  # nested paging
 )
 _SAVE = (

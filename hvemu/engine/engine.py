@@ -188,7 +188,6 @@ class Engine:
                 if hooks.chores or code == STRING:
                     code, begun = self._do_chores(code)
                 if code is not None:
-                    state.settle(lazy=code in BETWEEN)
                     return self._stop(code)
                 native.context_save(h, context)
                 state.settle(lazy=True)
@@ -214,19 +213,24 @@ class Engine:
             hooks.sites.clear()
             self.flush_code()
         if rescan is not None and hooks.sites.plant(*rescan, self.state.code_bits):
-            gva, block = rescan
-            native.remove_blocks(self._h, gva, gva + len(block))
+            self.flush_code()  # in any address space: a hook is in every block at its address, or in none
         return code, rescan is None
 
     # -- stops --------------------------------------------------------------------------------------------------
 
     def _stop(self, code: int) -> Stop:
         kind, detail = self._codes.get(code) or (Kind.SOFTWARE_INT, code)
+        begun = kind not in _AFTER and code not in BETWEEN
         if self.counted:
             self.instructions += self._hooks.counter.value - (kind not in _AFTER)
+        self.state.settle(lazy=not (begun and self._is_hooked()))
         if kind in _DETAILED:
             return self._detailed(kind, detail, code)
         return Stop(kind, detail)
+
+    def _is_hooked(self) -> bool:
+        """Whether there is a code hook on the instruction at RIP; with the counted clock there is one on all."""
+        return self.counted or (self.state.is_lazy and self._hooks.sites.hold(self._linear_rip()))
 
     def _detailed(self, kind: Kind, detail: int, code: int) -> Stop:
         """Return the stop for the kinds that say more, or that do not count as the others do."""
@@ -252,15 +256,20 @@ class Engine:
     def _second_level_fault(self) -> Stop:
         code, gpa = SecondLevelCode(self.state.error_code & 0x1F), self._fault_address()
         if self.counted and (code.id or not self._can_fetch()):
-            self.instructions += 1
+            self._not_begun()
         return Stop(Kind.SECOND_LEVEL, 0, int(code), gpa)
 
     def _exception(self, vector: int) -> Stop:
         state = self.state
         gva = self._fault_address() if vector == Vector.PF else 0
         if self.counted and self._precedes_count(vector, gva):
-            self.instructions += 1
+            self._not_begun()
         return Stop(Kind.EXCEPTION, vector, state.error_code & 0xFFFF, gva)
+
+    def _not_begun(self) -> None:
+        """Correct the count and the flags: the code hook of the instruction at RIP has not run."""
+        self.instructions += 1
+        self.state.settle(lazy=True)
 
     def _fault_address(self) -> int:
         address: int = struct.unpack_from("<Q", self._hidden, FAULT_ADDRESS)[0]

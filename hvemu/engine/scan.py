@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hvemu.x86.decode import Truncated, decode, disassemble
+from hvemu.x86.decode import Truncated, decode, disassemble, skim
 from hvemu.x86.vectors import Fault
 
 _STRING = frozenset(b"\x6c\x6d\x6e\x6f")
 _PORT = frozenset(b"\xe4\xe5\xe6\xe7\xec\xed\xee\xef")
 _NOT_STRING = bytes(b for b in range(256) if b not in _STRING)
 _NEITHER = bytes(b for b in range(256) if b not in _STRING | _PORT)
-_STRINGS, _PORTS = frozenset({"ins", "outs"}), frozenset({"in", "out"})
+_STRINGS = frozenset({"ins", "outs", *(name + size for name in ("ins", "outs") for size in "bwd")})
+_PORTS = frozenset({"in", "out"})
 
 
 def may_have_string_io(code: bytes) -> bool:
@@ -24,20 +25,18 @@ def may_have_io(code: bytes) -> bool:
     return bool(code.translate(None, _NEITHER))
 
 
-def string_io(code: bytes, gva: int, bits: int) -> Iterator[int]:
-    """Yield the linear address of every INS and OUTS in a block of *bits*-bit code at *gva*."""
-    for instruction in disassemble(code, gva, bits):
-        if instruction.mnemonic in _STRINGS:
-            yield gva
-        gva += instruction.length
+def io_instructions(code: bytes, gva: int, bits: int) -> Iterator[tuple[int, int, bool]]:
+    """Yield the gva of each IN, OUT, INS and OUTS in a block of *bits*-bit code at *gva*.
 
-
-def after_io(code: bytes, gva: int, bits: int) -> Iterator[int]:
-    """Yield the linear address behind every IN, OUT, INS and OUTS in a block of *bits*-bit code at *gva*."""
-    for instruction in disassemble(code, gva, bits):
-        gva += instruction.length
-        if instruction.mnemonic in _STRINGS | _PORTS:
-            yield gva
+    With it, the gva of the next instruction, and whether this one is INS or OUTS.
+    """
+    instructions = skim(code, bits)
+    if instructions is None:
+        instructions = [(found.length, found.mnemonic) for found in disassemble(code, gva, bits)]
+    for length, mnemonic in instructions:
+        if mnemonic in _STRINGS or mnemonic in _PORTS:
+            yield gva, gva + length, mnemonic in _STRINGS
+        gva += length
 
 
 def is_string_io(code: bytes, bits: int) -> bool:

@@ -42,21 +42,25 @@ class Sites:
         return (gva, code) not in self._known
 
     def plant(self, gva: int, code: bytes, bits: int) -> bool:
-        """Put the hooks that the block *code* needs; return whether there were new ones: then translate it again."""
+        """Put the hooks that the block *code* needs; return whether there were new ones: then translate again."""
         if len(self._known) >= _KNOWN:
             self._known.clear()
         self._known.add((gva, code))
         count = len(self._strings) + len(self._after)
-        for site in scan.string_io(code, gva, bits):
-            self._hook(self._strings, site, self._on_string)
-        if not self._counted:
-            for site in scan.after_io(code, gva, bits):
-                self._hook(self._after, site, self._on_after)
+        for site, after, is_string in scan.io_instructions(code, gva, bits):
+            if is_string:
+                self._hook(self._strings, site, self._on_string)
+            if not self._counted:
+                self._hook(self._after, after, self._on_after)
         return len(self._strings) + len(self._after) > count
 
     def _hook(self, sites: dict[int, int], gva: int, callback: object) -> None:
         if gva not in sites:
             sites[gva] = native.hook_add(self._handle, native.HOOK_CODE, callback, begin=gva, end=gva)
+
+    def hold(self, gva: int) -> bool:
+        """Whether there is a hook at *gva*."""
+        return gva in self._after or gva in self._strings
 
     def used(self) -> None:
         """Note that port I/O is going on."""

@@ -16,6 +16,7 @@ _TF, _RF = 0x100, 0x10000
 _ARITHMETIC, _DF, _CC_OP_EFLAGS = 0x8D5, 0x400, 1
 _L, _DB = 1 << 21, 1 << 22
 _RIGHTS, _CODE_OR_DATA, _ACCESSED = 0xF0FF, 0x10, 1
+_AVAILABLE_TSS, _BUSY = (1, 9), 2
 _ALL32, _ALL64 = 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF
 
 
@@ -48,14 +49,19 @@ class EngineState(RawState):
         if vm_changed:
             self.refresh()
 
+    @property
+    def is_lazy(self) -> bool:
+        """Whether cc_op says that the arithmetic flags are to be computed."""
+        return self.cc_op != _CC_OP_EFLAGS
+
     def settle(self, *, lazy: bool) -> None:
         """Make eflags whole after a stop: its arithmetic flags and DF are stale, but a run begins with them.
 
-        An exit leaves the arithmetic flags in cc_src. Where the emulator was just told to stop they are still *lazy*,
-        to be computed from cc_op and its operands.
+        They are *lazy*, to be computed from cc_op and its operands; but the code hook of an instruction puts them into
+        cc_src, and an exit from that instruction restores a cc_op that does not know of it.
         """
         self.eflags &= ~(_ARITHMETIC | _DF)
-        if lazy and self.cc_op != _CC_OP_EFLAGS:
+        if lazy and self.is_lazy:
             self.eflags = self.read_flags()
         else:
             self.eflags |= self.cc_src & _ARITHMETIC | (_DF if self.df < 0 else 0)
@@ -159,7 +165,7 @@ class EngineState(RawState):
         self.refresh()
 
     ldtr = property(lambda self: _segment(self.raw_ldt), lambda self, value: _store(self.raw_ldt, value))
-    tr = property(lambda self: _segment(self.raw_tr), lambda self, value: _store(self.raw_tr, value))
+    tr = property(lambda self: _busy(_segment(self.raw_tr)), lambda self, value: _store(self.raw_tr, value))
     gdtr = property(lambda self: _table(self.raw_gdt), lambda self, value: _store_table(self.raw_gdt, value))
     idtr = property(lambda self: _table(self.raw_idt), lambda self, value: _store_table(self.raw_idt, value))
 
@@ -192,6 +198,13 @@ def _segment(raw: RawSegment) -> Segment:
     elif rights & _CODE_OR_DATA:
         rights |= _ACCESSED
     return Segment(raw.selector, raw.base, raw.limit, AccessRights(rights))
+
+
+def _busy(tr: Segment) -> Segment:
+    """Return TR as the processor has it: the emulator's LTR marks the TSS busy in its table only."""
+    if tr.rights.unusable or tr.rights.s or tr.rights.type not in _AVAILABLE_TSS:
+        return tr
+    return Segment(tr.selector, tr.base, tr.limit, AccessRights(tr.rights | _BUSY))
 
 
 def _store(raw: RawSegment, value: Segment) -> None:

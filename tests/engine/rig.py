@@ -81,8 +81,7 @@ class Rig:
             self.word(GDT + 0x10 + 16 * level, descriptor(level, bits, code=False))
         for sreg in (Sreg.SS, Sreg.CS, Sreg.DS, Sreg.ES, Sreg.FS, Sreg.GS):
             selector = (0x08 if sreg is Sreg.CS else 0x10) + 17 * cpl
-            raw = int.from_bytes(self.ram[GDT + (selector & ~7) :][:8], "little")
-            state.set_segment(sreg, Descriptor(raw).segment(selector))
+            state.set_segment(sreg, Descriptor(self.peek(GDT + (selector & ~7))).segment(selector))
 
     def word(self, hpa: int, value: int, size: int = 8) -> None:
         """Write a number to memory."""
