@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2] / "hvemu"
 LAYERS = [
     "bits", "errors", "events", "x86", "memory", "vmx", "engine", "cpu", "devices", "guest",
-    "techniques", "machine", "report", "debug", "lab", "cli", "__init__", "__main__",
+    "techniques", "machine", "report", "debug", "lab", "options", "cli", "__init__", "__main__",
 ]  # fmt: skip
 OWNERS = {"unicorn": "engine/", "capstone": "x86/decode.py", "keystone": "guest/asm.py"}
 
