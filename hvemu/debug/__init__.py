@@ -1,0 +1,1 @@
+"""The debugger: a session without input or output, and the commands and the prompt above it."""
