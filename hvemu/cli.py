@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 
 import click
 
+from hvemu.debug import repl as debug
 from hvemu.errors import HvemuError, InputError
 from hvemu.guest.image import load
 from hvemu.guest.manifest import load_manifest
 from hvemu.guest.program import render_listing
-from hvemu.machine import Machine
 from hvemu.options import BUDGET, GUEST, JSON, MACHINE, TRACE, Output, setup_from
 from hvemu.report import outcome
+from hvemu.report.attend import attend
 from hvemu.report.compare import Comparison, compare
 from hvemu.report.compare_text import as_json as compare_json
 from hvemu.report.compare_text import render, render_total
@@ -34,7 +32,6 @@ from hvemu.report.console import Console
 from hvemu.report.demo import tour
 from hvemu.report.setup import Setup
 from hvemu.report.trace import Tracer
-from hvemu.techniques.vm import Budget
 
 BAD_INPUT, BUG, CTRL_C, BROKEN_PIPE = 2, 70, 130, 141
 
@@ -74,8 +71,7 @@ def run(guest: str, setup: Setup, json_: Output | None, trace: Output | None, ve
         sink=None if trace is None else Tracer(trace.stream, shared=traced),
     )
     budget = setup.budget(guest)
-    with stopped_by_ctrl_c(machine, budget):
-        result = machine.run(budget)
+    result = attend(machine, budget)
     console.flush()
     if json_ is not None:
         json_.write_json(outcome.as_json(machine, result))
@@ -136,6 +132,19 @@ def demo() -> int:
     return 0
 
 
+@cli.command()
+@click.argument("guest")
+@setup_from(*MACHINE)
+@click.option("-c", "commands", multiple=True, metavar="COMMAND", help="Run COMMAND instead of asking; repeatable.")
+@click.option("-x", "script", metavar="SCRIPT", help="Run the commands in the file SCRIPT, before those of -c.")
+def repl(guest: str, setup: Setup, commands: tuple[str, ...], script: str | None) -> int:
+    """Debug GUEST, stopped at each VM exit. `help` lists the commands.
+
+    A budget bounds each command. Status: that of the guest if it has ended; 2 a bad command of -c or -x.
+    """
+    return debug.repl(setup.machine(guest), commands, script, budget=setup.budget(guest))
+
+
 # -- what commands share -----------------------------------------------------------------------------------------------
 
 
@@ -153,31 +162,6 @@ def progress(done: str) -> Iterator[Callable[[str], None]]:
     finally:
         if terminal:
             click.echo("\r\033[K", err=True, nl=False)
-
-
-@contextmanager
-def stopped_by_ctrl_c(machine: Machine, budget: Budget) -> Iterator[None]:
-    """Let Ctrl-C end the run of *machine* between two instructions; then raise KeyboardInterrupt.
-
-    The usual exception could come up inside a callback of the emulator, where it would be lost.
-    """
-    stopped = False
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal stopped
-        stopped, budget.timeout = True, 0
-        machine.vm.engine.interrupt()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if stopped:
-        raise KeyboardInterrupt
 
 
 def say(message: str, command: str = "hvemu") -> None:

@@ -30,7 +30,7 @@ from hvemu.x86.state import CpuState
 from hvemu.x86.vectors import FACTS, Fault, Vector
 
 POLL = 5000
-"""Instructions after which the monitor looks again whether an interrupt that waits can be delivered."""
+"""Cycles after which the monitor looks again whether an interrupt that waits can be delivered."""
 _USER = 3
 _FIXED_PARTS = frozenset({6, 7})  # debug registers with bits that are always 1
 _SOURCES = {
@@ -66,6 +66,7 @@ class Deprivilege:
     def __init__(self) -> None:
         self.timer, self.asleep = HostTimer(), False
         self._met: VmExit | None = None
+        self._look_at: int | None = None
         self.exit = VmExit(Reason.EXTERNAL_INTERRUPT)
 
     # -- Technique ----------------------------------------------------------------------------------------------
@@ -99,16 +100,25 @@ class Deprivilege:
         exit_, self._met = self._met, None
         if exit_ is not None:
             return exit_
-        if self.board.pic.pending():
-            if self._interruptible():
-                self._deliver(Event(self.board.pic.acknowledge(), Source.EXTERNAL, None, self.view.rip))
-            else:
-                limit = min(limit, POLL)
-                exit_ = self.cpu.run(limit)
-                if exit_ is None:
-                    self.tick()
-                return exit_
+        pending = self.board.pic.pending()
+        if pending and not self._interruptible():
+            return self._wait(limit)
+        self._look_at = None
+        if pending:
+            self._deliver(Event(self.board.pic.acknowledge(), Source.EXTERNAL, None, self.view.rip))
         return self.cpu.run(limit)
+
+    def _wait(self, limit: int) -> VmExit | None:
+        """Run the guest while an interrupt waits; POLL cycles after the last trap the timer lets the monitor look."""
+        if self._look_at is None:
+            self._look_at = self.clock.now + POLL
+        exit_ = self.cpu.run(min(limit, max(1, self._look_at - self.clock.now)))
+        due = self.clock.now >= self._look_at
+        if due and exit_ is None:
+            self.tick()
+        if due or exit_ is not None:
+            self._look_at = None
+        return exit_
 
     def handle(self, exit_: VmExit) -> Outcome:
         """Emulate what trapped, or reflect it to the guest's own handler. Raises Fault, TripleFault, Shutdown."""
