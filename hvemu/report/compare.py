@@ -11,6 +11,7 @@ from hvemu.events import BUDGETS
 from hvemu.guest.image import load
 from hvemu.guest.manifest import Pair, load_manifest
 from hvemu.machine import PAIRS, Result
+from hvemu.report.attend import attend
 from hvemu.report.outcome import explain
 from hvemu.report.setup import Setup, legal_pairs
 
@@ -79,7 +80,7 @@ def compare(guest: str, setup: Setup, before: Callable[[str], None] = lambda _: 
     runs: list[Compared] = []
     for pair in pairs:
         before(f"{guest} under {'+'.join(pair)}")
-        result = setup.under(pair).machine(guest).run(setup.budget(guest))
+        result = attend(setup.under(pair).machine(guest), setup.budget(guest))
         if not runs:
             runs.append(Compared(pair, result, Verdict.REFERENCE))
             continue
@@ -111,7 +112,7 @@ def find_divergence(reference: Result, here: Result) -> Divergence | None:
     ours, theirs = (result.console.split(b"\n") for result in (reference, here))
     if cut:
         shorter = min(len(ours), len(theirs)) - 1  # the last line may not be whole
-        ours, theirs = ours[:shorter], theirs[:shorter]
+        ours, theirs = [*ours[:shorter], b""], [*theirs[:shorter], b""]
     length = max(len(ours), len(theirs))
     for number in range(length):
         one, other = _line(ours, number), _line(theirs, number)
@@ -125,10 +126,12 @@ def find_divergence(reference: Result, here: Result) -> Divergence | None:
 
 def _line(lines: list[bytes], number: int) -> str | None:
     """Return a line as text, what cannot be printed escaped. After the last newline there is no line."""
-    if number >= len(lines) or (number == len(lines) - 1 and not lines[number]):
+    last = number == len(lines) - 1
+    if number >= len(lines) or (last and not lines[number]):
         return None
     text = lines[number].decode(errors="backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return f"{shown} (no newline)" if last else shown
 
 
 def _verdict(reference: Result, here: Result, divergence: Divergence | None, *, expected: bool) -> Verdict:

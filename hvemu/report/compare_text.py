@@ -92,7 +92,7 @@ def render_total(comparisons: Sequence[Comparison]) -> Iterator[str]:
     )
     counted = ", ".join(f"{found[verdict]} {verdict.value}" for verdict in Verdict if found[verdict])
     yield f"{len(comparisons)} guests, {found.total()} comparisons with the bare machine: {counted}"
-    yield "`hvemu compare GUEST` also shows why each technique left the guest, and how often"
+    yield "`hvemu compare GUEST` also shows what each technique left the guest for"
 
 
 def as_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:

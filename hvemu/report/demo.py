@@ -8,6 +8,7 @@ from textwrap import wrap
 
 from hvemu.guest.manifest import Pair
 from hvemu.machine import PAIRS, Result
+from hvemu.report.attend import attend
 from hvemu.report.compare import REFERENCE, find_divergence
 from hvemu.report.outcome import text
 from hvemu.report.setup import Setup
@@ -48,7 +49,7 @@ TECHNIQUES: dict[Pair, tuple[str, str]] = {
 """What each pair is: a title, and two sentences."""
 PURPOSES = {
     "a port of a device, read or written": "the serial port is software: each character is two exits",
-    "a write to a table that is shadowed": "the kernel changed a page table or a descriptor: the shadow must follow",
+    "a write to a table that is shadowed": "the kernel changed a table: its shadow must follow",
     "a page not in the shadow tables yet": "the shadow is filled when a page is first used",
     "control registers": "paging is turned on, page tables are switched and looked up",
     "exceptions for the kernel's own handlers": "the monitor passes them on, as the processor would",
@@ -90,7 +91,7 @@ def tour() -> Iterator[Lines]:
 
 def _run(guest: str, pair: Pair) -> Result:
     setup = Setup().under(pair)
-    return setup.machine(guest).run(setup.budget(guest))
+    return attend(setup.machine(guest), setup.budget(guest))
 
 
 def _paragraph(words: str) -> Lines:
