@@ -86,7 +86,10 @@ def run(guest: str, setup: Setup, json_: Output | None, trace: Output | None, ve
 @click.argument("file")
 @click.option("--mode", type=click.Choice(["16", "32", "64"]), help="Code size at the start; 32 unless given.")
 def asm(file: str, mode: str | None) -> int:
-    """Print the listing of FILE, an assembly source or a guest's name: address, bytes, source."""
+    """Print a listing: address, bytes, source.
+
+    FILE is an assembly source or the name of a guest.
+    """
     if file not in load_manifest() and Path(file).is_file() and Path(file).suffix != ".asm":
         raise InputError(f"{file}: not an assembly source: its name does not end in .asm")
     program = load(file, mode=None if mode is None else int(mode)).program
@@ -102,7 +105,9 @@ def asm(file: str, mode: str | None) -> int:
 @setup_from(*GUEST, *BUDGET)
 @JSON
 def compare_command(guest: str | None, everything: bool, setup: Setup, json_: Output | None) -> int:
-    """Run GUEST under every legal pair of technique and memory, and compare what it can observe.
+    """Run GUEST under every technique, side by side.
+
+    What it can observe is compared with the bare machine, for every legal pair of technique and memory.
 
     Status: 0 it is the same, or differs only where guests.toml says so; 1 it is not; 3 a budget ran out.
     """
@@ -126,7 +131,7 @@ def compare_command(guest: str | None, everything: bool, setup: Setup, json_: Ou
 
 @cli.command()
 def demo() -> int:
-    """Show one kernel under every technique, and what happened: a tour of one minute."""
+    """Take a tour of one minute: one kernel, every technique."""
     for part in tour():
         click.echo("\n".join(part))
     return 0

@@ -156,7 +156,7 @@ def test_a_named_guest_is_held_to_its_own_limits(hvemu, monkeypatch):
 
 
 def test_the_command_line_and_the_module_reach_a_kernel(hvemu, source, tmp_path):
-    # SDM has no say here: Multiboot 1 puts the command line at [EBX + 16], the modules at [EBX + 24]
+    # Multiboot 1: [EBX + 16] points to the command line, [EBX + 24] to the list of modules
     module = tmp_path / "module"
     module.write_bytes(b"M\n")
     print_it = "next: lodsb\ntest al, al\njz done\nout 0xe9, al\njmp next\ndone:"
@@ -380,7 +380,7 @@ def test_compare_to_a_script_is_one_object(hvemu):
 
 
 def test_compare_tells_when_a_guest_notices_what_nobody_expected(hvemu, source):
-    # SDM 2B "SMSW-Store Machine Status Word" apart, MOV from CS is the shortest way to see one's ring
+    # MOV from CS shows the ring, and traps nowhere
     guest = source("start: mov eax, cs\nand al, 3\nadd al, '0'\nout 0xe9, al\nxor al, al\nout 0xf4, al\n")
     status, out, _ = hvemu("compare", guest)
     assert status == 1
