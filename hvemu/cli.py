@@ -23,6 +23,7 @@ from hvemu.guest.image import load
 from hvemu.guest.manifest import load_manifest
 from hvemu.guest.program import render_listing
 from hvemu.options import BUDGET, GUEST, JSON, MACHINE, TRACE, Output, setup_from
+from hvemu.report import bench as measurements
 from hvemu.report import outcome
 from hvemu.report.attend import attend
 from hvemu.report.compare import Comparison, compare
@@ -148,6 +149,18 @@ def repl(guest: str, setup: Setup, commands: tuple[str, ...], script: str | None
     A budget bounds each command. Status: that of the guest if it has ended; 2 a bad command of -c or -x.
     """
     return debug.repl(setup.machine(guest), commands, script, budget=setup.budget(guest))
+
+
+@cli.command()
+@JSON
+def bench(json_: Output | None) -> None:
+    """Measure what translation, VM exits and shadow paging cost, as ratios."""
+    with progress("measuring ") as show:
+        rows = measurements.bench(show)
+    if json_ is None or not json_.is_stdout:
+        click.echo(measurements.render(rows))
+    if json_ is not None:
+        json_.write_json(measurements.document(rows))
 
 
 # -- what commands share -----------------------------------------------------------------------------------------------

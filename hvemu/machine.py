@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from hvemu.cpu.clock import NANOSECONDS_PER_CYCLE, Clock, CountedClock, FreeClock
@@ -25,6 +26,7 @@ from hvemu.techniques.deprivilege import Deprivilege
 from hvemu.techniques.exits import control_registers, events, io, memory, processor
 from hvemu.techniques.hardware import Hardware
 from hvemu.techniques.vm import Budget, Vm
+from hvemu.techniques.watchdog import Watchdog
 from hvemu.vmx.exit import VmExit
 
 FAMILIES = (control_registers, events, io, memory, processor)
@@ -114,13 +116,23 @@ class Machine:
         """Run the guest to its end, or until *budget* runs out."""
         begun = time.perf_counter()
         self.vm.started = time.monotonic()
-        ending = loop.run(self.vm, budget or Budget())
+        with self._watched(budget):
+            ending = loop.run(self.vm, budget or Budget())
         self.vm.books.host_seconds += time.perf_counter() - begun
         return self.result(ending)
 
     def next_exit(self, budget: Budget | None = None) -> VmExit | Ending:
         """Run the guest to its next VM exit and leave that unhandled, for `handle`."""
-        return loop.next_exit(self.vm, budget or Budget(timeout=None))
+        with self._watched(budget):
+            return loop.next_exit(self.vm, budget or Budget(timeout=None))
+
+    def _watched(self, budget: Budget | None) -> AbstractContextManager[object]:
+        """Return what ends the engine's runs from time to time, where they do not count instructions."""
+        if self.vm.engine.counted:
+            return nullcontext()
+        if budget is not None and budget.max_instructions is not None:
+            raise InputError("--max-instructions: the free clock counts no instructions; leave out --clock free")
+        return Watchdog(self.vm.engine)
 
     def handle(self, exit_: VmExit) -> Ending | None:
         """Let the hypervisor handle *exit_*; return the end of the run, if this is it."""

@@ -34,7 +34,7 @@ from hvemu.engine.scan import is_string_io
 from hvemu.engine.second_level import PAGE, SecondLevel, SecondLevelCode
 from hvemu.engine.single_step import SingleStep
 from hvemu.engine.state import EngineState
-from hvemu.engine.traps import ALWAYS, BIT, VMEXIT, Kind, Stop, decode_table
+from hvemu.engine.traps import ALWAYS, BIT, GIF, VMEXIT, Kind, Stop, decode_table
 from hvemu.x86.decode import LONGEST, Truncated, decode
 from hvemu.x86.registers import Sreg
 from hvemu.x86.vectors import Fault, PageFaultCode, Vector
@@ -42,7 +42,6 @@ from hvemu.x86.vectors import Fault, PageFaultCode, Vector
 _CPU_MODEL = 26  # Icelake-Server: decodes SYSENTER in 64-bit mode, as Intel does
 _CR_REGISTERS = {0: 50, 3: 53, 4: 54}
 _EFLAGS_REGISTER = 25
-_GIF = 1
 _AFTER = frozenset({Kind.SOFTWARE_INT, Kind.WINDOW, Kind.LIMIT})
 _DETAILED = frozenset(
     {Kind.WINDOW, Kind.MSR, Kind.WBINVD, Kind.IO, Kind.SOFTWARE_INT, Kind.SECOND_LEVEL, Kind.EXCEPTION}
@@ -306,7 +305,7 @@ class Engine:
     def open_window(self, is_open: bool) -> None:
         """Stop with Kind.WINDOW as soon as an external interrupt could be delivered."""
         state = self.state
-        state.hflags2 = state.hflags2 | _GIF if is_open else state.hflags2 & ~_GIF
+        state.hflags2 = state.hflags2 | GIF if is_open else state.hflags2 & ~GIF
 
     # -- state --------------------------------------------------------------------------------------------------
 

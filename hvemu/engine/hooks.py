@@ -9,14 +9,16 @@ from ctypes import c_size_t
 
 from hvemu.engine import native
 from hvemu.engine.code import Code, CodePages
+from hvemu.engine.layout import STATE_OFFSET, RawState
 from hvemu.engine.sites import Sites
-from hvemu.engine.traps import Kind
+from hvemu.engine.traps import GIF, VINTR, VMEXIT, Kind
 
 SYSCALL, SYSENTER, PORT, STRING, HERE = range(0x10000, 0x10005)  # exit codes beside the emulator's own numbers
 KINDS = {SYSCALL: Kind.SYSCALL, SYSENTER: Kind.SYSENTER, PORT: Kind.IO, STRING: Kind.IO, HERE: Kind.LIMIT}
 BETWEEN = frozenset({STRING, HERE})
 """Recorded between two instructions, where the emulator itself would not have left its run."""
 _INVALID_OPCODE = 6
+WINDOW_EXIT = VMEXIT + VINTR
 
 
 class Hooks:
@@ -29,6 +31,7 @@ class Hooks:
 
     def __init__(self, handle: int, context: int, reader: Code, pages: CodePages, *, counted: bool) -> None:
         self._handle, self._context, self._reader, self._pages = handle, context, reader, pages
+        self._state = RawState.from_address(context + STATE_OFFSET)
         self.sites = Sites(handle, counted=counted, on_string=lambda: self.record(STRING), on_stale=self._on_stale)
         self.counter = c_size_t()  # the engine puts the emulator's own count here, once it is found
         self.code: int | None = None
@@ -59,6 +62,9 @@ class Hooks:
 
     def _on_interrupt(self, _uc: int, number: int, _data: object) -> None:
         self.record(number)
+        if number == WINDOW_EXIT:  # close it now: the emulator would report it again before it looks at emu_stop
+            self._state.hflags2 &= ~GIF
+            native.context_restore(self._handle, self._context)
 
     def _on_invalid(self, *_: object) -> bool:
         """INT 6: Unicorn takes its vector for an invalid instruction."""

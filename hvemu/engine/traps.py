@@ -62,15 +62,17 @@ class Stop:
         return f"Stop({self.kind.name} {self.detail:#x} error_code={self.error_code:#x} address={self.address:#x})"
 
 
+GIF = 1
+"""Bit of hflags2: while it is clear, the interrupt that pends for ever is held back."""
 # AMD64 Architecture Programmer's Manual 2, "SVM Intercept Codes": the only place that knows them.
 VMEXIT = 0x100
-_EXCEPTION, _NESTED_FAULT, _VINTR = 0x40, 0x400, 0x64
+_EXCEPTION, _NESTED_FAULT, VINTR = 0x40, 0x400, 0x64
 _BY_CODE: dict[int, Kind] = {
     0x66: Kind.IDTR_READ, 0x67: Kind.GDTR_READ, 0x68: Kind.LDTR_READ, 0x69: Kind.TR_READ,
     0x6A: Kind.IDTR_WRITE, 0x6B: Kind.GDTR_WRITE, 0x6C: Kind.LDTR_WRITE, 0x6D: Kind.TR_WRITE,
     0x6E: Kind.RDTSC, 0x6F: Kind.RDPMC, 0x70: Kind.PUSHF, 0x71: Kind.POPF, 0x72: Kind.CPUID, 0x74: Kind.IRET,
     0x76: Kind.INVD, 0x77: Kind.PAUSE, 0x78: Kind.HLT, 0x79: Kind.INVLPG, 0x89: Kind.WBINVD, 0x8A: Kind.MONITOR,
-    0x8B: Kind.MWAIT, _VINTR: Kind.WINDOW, _NESTED_FAULT: Kind.SECOND_LEVEL, 0x7C: Kind.MSR,
+    0x8B: Kind.MWAIT, VINTR: Kind.WINDOW, _NESTED_FAULT: Kind.SECOND_LEVEL, 0x7C: Kind.MSR,
 }  # fmt: skip
 BIT: dict[Kind, int] = {kind: 1 << (code - 0x60) for code, kind in _BY_CODE.items() if code < _NESTED_FAULT}
 """The bit of the intercept word that arms a stop."""

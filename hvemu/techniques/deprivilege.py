@@ -14,8 +14,9 @@ from hvemu.cpu.memory import PagedMemory
 from hvemu.cpu.msr_file import MsrFile
 from hvemu.engine.layout import MSR_SLOTS
 from hvemu.engine.traps import Kind
+from hvemu.errors import InputError
 from hvemu.memory.physical import Physical, Ram
-from hvemu.techniques.base import RESUME, Outcome, Shutdown
+from hvemu.techniques.base import RESUME, Outcome
 from hvemu.techniques.host_timer import HostTimer
 from hvemu.techniques.monitored import Monitored
 from hvemu.techniques.privileged import ANYWHERE, PRIVILEGED
@@ -72,11 +73,9 @@ class Deprivilege:
     # -- Technique ----------------------------------------------------------------------------------------------
 
     def install(self, vm: Vm, boot: CpuState) -> None:
-        """Take ring 0 for the monitor, and put the guest into ring 1 behind shadow tables."""
+        """Take ring 0 for the monitor, and put the guest into ring 1 behind shadow tables. Raises InputError."""
         if not Cr0(boot.cr0).pe or boot.efer:
-            raise Shutdown(
-                "deprivilege runs 32-bit protected mode only: real mode and long mode have no ring to give away"
-            )
+            raise InputError("deprivilege+shadow: 32-bit guests only; real mode and long mode have no ring to hide in")
         self.cpu, self.board, self.clock, self.engine = vm.cpu, vm.board, vm.clock, vm.engine
         vm.engine.second_level.map(0, 0, len(vm.engine.ram))
         vm.engine.flush_tlb()

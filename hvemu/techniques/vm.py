@@ -67,7 +67,7 @@ class Vm:
     @property
     def instructions(self) -> int:
         """Instructions that the guest retired; 0 with the free clock."""
-        return self.engine.instructions
+        return self.engine.instructions if self.engine.counted else 0
 
     def next_deadline(self) -> int | None:
         """Return the cycle at which a device acts next by itself, or None."""

@@ -1,4 +1,4 @@
-"""Every guest under every pair that the manifest allows: the same console, which QEMU printed, and the same exit code."""
+"""Every guest under every pair that the manifest allows: the same console, which QEMU printed, and exit code."""
 
 from __future__ import annotations
 
