@@ -31,7 +31,7 @@ _PTE_WRITES = """
 .include "lib/paging.inc"
 main:
     PAGING_ON
-    MAP 0x40000000, 0x00300000 | USER
+    MAP 0x40000000, 0x00300007
     mov ecx, {count}
 again:
     {write}
