@@ -372,4 +372,6 @@ def _ept_violation(scene: Scene, q: EptViolation) -> str:
 @says(Reason.EPT_MISCONFIGURATION, int)
 def _ept_misconfiguration(scene: Scene, _qualification: int) -> str:
     gpa = scene.exit.guest_physical or 0
-    return f"{scene.executes}, and EPT has an entry that is not legal on the way from gpa {gpa:#x}. {scene.exit.detail}"
+    rule = " ".join(scene.exit.detail.split())
+    text = f"{scene.executes}, and EPT has an entry that is not legal on the way from gpa {gpa:#x}."
+    return f"{text} {rule.removesuffix('.')}." if rule else text

@@ -36,3 +36,16 @@ def ask(of: Session, *lines: str) -> str:
     for line in lines:
         answer = "\n".join(execute(of, line))
     return answer
+
+
+def at(guest: str, label: str, technique: str = "hardware") -> Session:
+    """A session that stands at *label*."""
+    s = session(guest, technique)
+    s.until(s.symbols.address(label))
+    return s
+
+
+@cache
+def paused(guest: str, label: str, technique: str = "hardware") -> Session:
+    """The same for tests that only look: all of them share it."""
+    return at(guest, label, technique)
