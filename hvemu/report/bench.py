@@ -24,7 +24,7 @@ start:
     cpuid
     jmp start
 """
-# One PTE is written over and over; each write is a new value.
+# One PTE is written over and over, each time with a new value; its page is used in between, as shadows forget what is not.
 _PTE_WRITES = """
 .include "lib/kernel32.inc"
 .include "lib/pic.inc"
@@ -35,6 +35,7 @@ main:
     mov ecx, {count}
 again:
     {write}
+    mov eax, [0x40000000]
     dec ecx
     jnz again
     EXIT 0
