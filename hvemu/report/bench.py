@@ -24,7 +24,7 @@ start:
     cpuid
     jmp start
 """
-# One PTE is written over and over, each time with a new value; its page is used in between, as shadows forget what is not.
+# One PTE is written over and over, each time with a new value; its page is used in between, or its shadow would go.
 _PTE_WRITES = """
 .include "lib/kernel32.inc"
 .include "lib/pic.inc"
