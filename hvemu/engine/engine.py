@@ -338,8 +338,10 @@ class Engine:
         return ctypes.string_at(ctypes.addressof(self.state), ctypes.sizeof(self.state))
 
     def restore(self, registers: bytes) -> None:
-        """Return to a `snapshot`, of this engine or another one."""
+        """Return to a `snapshot`, of this engine or another one. Breakpoints that the emulator has itself stay armed."""
+        pointers = bytes(self.state.breakpoints)
         ctypes.memmove(ctypes.addressof(self.state), registers, len(registers))
+        ctypes.memmove(self.state.breakpoints, pointers, len(pointers))
         self._sync()
         self.flush_tlb()
 

@@ -61,10 +61,18 @@ class Hooks:
         native.emu_stop(self._handle)
 
     def _on_interrupt(self, _uc: int, number: int, _data: object) -> None:
+        is_first = self.code is None
         self.record(number)
-        if number == WINDOW_EXIT:  # close it now: the emulator would report it again before it looks at emu_stop
-            self._state.hflags2 &= ~GIF
-            native.context_restore(self._handle, self._context)
+        if number == WINDOW_EXIT:
+            self._close_window(for_good=is_first)
+
+    def _close_window(self, *, for_good: bool) -> None:
+        """Close the window now: the emulator would report it again before it looks at emu_stop."""
+        state, flags = self._state, self._state.hflags2
+        state.hflags2 = flags & ~GIF
+        native.context_restore(self._handle, self._context)
+        if not for_good:  # the run has stopped for another reason already, and the window is still to be reported
+            state.hflags2 = flags
 
     def _on_invalid(self, *_: object) -> bool:
         """INT 6: Unicorn takes its vector for an invalid instruction."""

@@ -77,6 +77,7 @@ class RawState(ctypes.Structure):
     exception_is_int: int
     exception_next_rip: int
     raw_dr: ctypes.Array[c_uint64]
+    breakpoints: ctypes.Array[c_uint64]
     old_exception: int
     vm_vmcb: int
     tsc_offset: int
@@ -114,7 +115,7 @@ class RawState(ctypes.Structure):
         ("exception_is_int", c_int32),
         ("exception_next_rip", c_uint64),
         ("raw_dr", c_uint64 * 8),
-        ("_breakpoints", c_uint64 * 4),
+        ("breakpoints", c_uint64 * 4),  # pointers: they belong to one engine and one moment
         ("old_exception", c_int32),
         ("vm_vmcb", c_uint64),
         ("tsc_offset", c_uint64),

@@ -1,8 +1,8 @@
 """One instruction on the free clock, where nothing counts: with the trap flag, borrowed from the guest.
 
 With TF set the emulator raises #DB after one instruction, and the guest must see nothing of it: TF is put back, and the
-#DB is dropped when it is ours. It is the guest's own when the guest had TF set, or when a data breakpoint was hit. Some
-instructions show or change TF, or put off the trap. They run without it, up to a code hook:
+#DB is dropped. When the guest had TF set itself, the #DB is the guest's. Some instructions show or change TF, or put off
+the trap. They run without it, up to a code hook:
 
 * PUSHF, POPF, and loads of SS (no trap follows them): the hook is on the instruction behind.
 * SYSRET (the trap depends on the new TF) and what may switch tasks (TF would be saved in the TSS): where they lead is
@@ -113,9 +113,8 @@ class SingleStep:
         stepped = stop.kind is Kind.EXCEPTION and stop.detail == Vector.DB and bool(state.raw_dr[6] & _BS)
         if not (stepped and loads_flags):
             state.eflags &= ~_TF
-        hits = state.raw_dr[6] & ~dr6 & _data_breakpoints(state.raw_dr[7])
-        if not stepped or hits:
-            state.raw_dr[6] = state.raw_dr[6] & ~_BS | dr6 & _BS
+        if not stepped:
+            state.raw_dr[6] |= dr6 & _BS
             return stop
         state.raw_dr[6] = dr6
         return Stop(Kind.LIMIT)
@@ -126,8 +125,3 @@ def _is_straight(instruction: Instruction) -> bool:
         return True
     first = instruction.operands[0] if instruction.mnemonic in _SS_LOADS else None
     return isinstance(first, Reg) and first.kind is RegKind.SREG and first.index == Sreg.SS
-
-
-def _data_breakpoints(dr7: int) -> int:
-    """Return a bit of DR6 for each breakpoint that is not on execution."""
-    return sum(1 << n for n in range(4) if dr7 >> (16 + 4 * n) & 3)

@@ -475,3 +475,18 @@ def test_a_snapshot_that_is_restored_undoes_everything():
     assert r.engine.run(1000).kind is Kind.HLT
     assert (r.state.gpr(RAX), r.state.rflags) == end
     assert r.state.rip == CODE + len(COUNTDOWN) - 1
+
+
+def test_a_snapshot_does_not_bring_back_breakpoints_that_the_emulator_has_freed():
+    r = rig(32)
+    r.gpr(RAX, CODE + 0x100)
+    r.gpr(RCX, 0x402)
+    r.gpr(RDX, 0x400)
+    assert r.run(b"\x0f\x23\xc0\x0f\x23\xf9\xf4").kind is Kind.HLT  # mov dr0, eax; mov dr7, ecx
+    assert any(r.state.breakpoints)
+    registers = r.engine.snapshot()
+    assert r.run(b"\x0f\x23\xfa\xf4").kind is Kind.HLT  # mov dr7, edx
+    assert not any(r.state.breakpoints)
+    r.engine.restore(registers)
+    assert (r.state.dr7, any(r.state.breakpoints)) == (0x402, False)
+    assert r.run(b"\x0f\x23\xfa\xf4").kind is Kind.HLT
