@@ -78,14 +78,14 @@ def _find(spec: str, mode: int | None, ram: int) -> Image:
         guest = manifest[spec]
         if mode not in {None, guest.mode}:
             raise InputError(f"--mode {mode}: the guest {spec} starts in {guest.mode}-bit mode")
-        return _from_source(spec, guest.source, guest.mode)
+        return replace(_from_file(guest.source, guest.mode), name=spec)
     path = Path(spec)
     if not path.exists():
         near = get_close_matches(spec, manifest, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the guests are {', '.join(manifest)}"
         raise InputError(f"{spec}: no such guest and no such file; {hint}")
     if path.suffix == ".asm":
-        return _from_source(path.stem, path, mode or 32)
+        return _from_file(path, mode or 32)
     return _from_binary(path.name, _read(path), mode, ram)
 
 
@@ -99,15 +99,24 @@ def _read(path: Path) -> bytes:
     return data
 
 
-def _from_source(name: str, path: Path, mode: int) -> Image:
+def _from_file(path: Path, mode: int) -> Image:
     try:
         text = _read(path).decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a text file: byte {error.start:#x} is not UTF-8") from error
-    origin = ORIGINS[mode]
+    return from_source(text, mode=mode, path=path)
+
+
+def from_source(text: str, *, mode: int = 32, path: str | Path = "kernel.asm") -> Image:
+    """Return the guest whose assembly source is *text*, started in *mode*-bit code (16, 32 or 64).
+
+    It may include what lies in guests/ and beside *path*, a file that need not exist and gives the guest its name.
+    Raises InputError: one line with the file, the line and the problem.
+    """
+    path, origin = Path(path), ORIGINS[mode]
     program = assemble(text, mode=mode, origin=origin, name=str(path), include_dirs=(path.parent, guests_dir()))
     entry = next((program.symbols[s] for s in ("_start", "start") if s in program.symbols), origin)
-    return Image(name, mode, ((origin, program.code),), entry, program.symbols, program=program)
+    return Image(path.stem, mode, ((origin, program.code),), entry, program.symbols, program=program)
 
 
 def _from_binary(name: str, data: bytes, mode: int | None, ram: int) -> Image:

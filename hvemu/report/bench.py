@@ -8,9 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hvemu.engine.baseline import armed_speed, callback_floor, plain_speed, stop_floor
-from hvemu.guest.asm import assemble
-from hvemu.guest.image import ORIGINS, Image
-from hvemu.guest.manifest import guests_dir
+from hvemu.guest.image import from_source
 from hvemu.machine import Machine, Result, technique_for
 from hvemu.techniques.vm import Budget
 
@@ -127,11 +125,7 @@ def _run(technique: str, memory: str, write: str) -> Result:
 
 
 def _machine(name: str, source: str, technique: str, memory: str) -> Machine:
-    origin = ORIGINS[32]
-    program = assemble(source, mode=32, origin=origin, name=f"{name}.asm", include_dirs=(guests_dir(),))
-    entry = program.symbols.get("start", origin)
-    image = Image(name, 32, ((origin, program.code),), entry, program.symbols, program=program)
-    return Machine(image, technique_for(technique, memory))
+    return Machine(from_source(source, path=f"{name}.asm"), technique_for(technique, memory))
 
 
 def render(rows: list[Row]) -> str:
