@@ -338,7 +338,7 @@ class Engine:
         return ctypes.string_at(ctypes.addressof(self.state), ctypes.sizeof(self.state))
 
     def restore(self, registers: bytes) -> None:
-        """Return to a `snapshot`, of this engine or another one. Breakpoints that the emulator has itself stay armed."""
+        """Return to a `snapshot`, of this engine or another one. The emulator's own breakpoints stay as they are."""
         pointers = bytes(self.state.breakpoints)
         ctypes.memmove(ctypes.addressof(self.state), registers, len(registers))
         ctypes.memmove(self.state.breakpoints, pointers, len(pointers))

@@ -1,8 +1,8 @@
 """One instruction on the free clock, where nothing counts: with the trap flag, borrowed from the guest.
 
 With TF set the emulator raises #DB after one instruction, and the guest must see nothing of it: TF is put back, and the
-#DB is dropped. When the guest had TF set itself, the #DB is the guest's. Some instructions show or change TF, or put off
-the trap. They run without it, up to a code hook:
+#DB is dropped. When the guest had TF set itself, the #DB is the guest's. Some instructions show or change TF, or put
+off the trap. They run without it, up to a code hook:
 
 * PUSHF, POPF, and loads of SS (no trap follows them): the hook is on the instruction behind.
 * SYSRET (the trap depends on the new TF) and what may switch tasks (TF would be saved in the TSS): where they lead is
