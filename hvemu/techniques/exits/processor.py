@@ -8,6 +8,7 @@ from hvemu.techniques.hardware import Hardware
 from hvemu.vmx.reasons import Reason
 from hvemu.x86.cpuid import cpuid
 from hvemu.x86.registers import Gpr
+from hvemu.x86.vectors import Fault, Vector
 
 _DWORD = 0xFFFF_FFFF
 
@@ -54,3 +55,20 @@ def handle_hlt(vm: Hardware, _qualification: int) -> Outcome:
     """Let the guest sleep until one of its devices interrupts it."""
     vm.asleep = True
     return vm.advance()
+
+
+@handles(Reason.VMCALL, int)
+@handles(Reason.VMCLEAR, int)
+@handles(Reason.VMLAUNCH, int)
+@handles(Reason.VMPTRLD, int)
+@handles(Reason.VMPTRST, int)
+@handles(Reason.VMREAD, int)
+@handles(Reason.VMRESUME, int)
+@handles(Reason.VMWRITE, int)
+@handles(Reason.VMXOFF, int)
+@handles(Reason.VMXON, int)
+@handles(Reason.INVEPT, int)
+@handles(Reason.INVVPID, int)
+def handle_vmx_instruction(_vm: Hardware, _qualification: int) -> Outcome:
+    """Be a processor without VMX, as CPUID says. Raises Fault(#UD)."""
+    raise Fault(Vector.UD)
