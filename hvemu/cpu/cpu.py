@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from hvemu.cpu import emulate
+from hvemu.cpu.breakpoints import Breakpoints
 from hvemu.cpu.clock import Clock
 from hvemu.cpu.deliver import Event, Source, deliver_or_escalate
 from hvemu.cpu.intercept import Intercepted, Interception
@@ -22,9 +23,9 @@ from hvemu.engine.traps import Kind, Stop
 from hvemu.memory.ept_walk import EptMisconfiguration, EptViolation
 from hvemu.memory.physical import Physical
 from hvemu.vmx.exit import VmExit
-from hvemu.x86.decode import decode
+from hvemu.x86.decode import Truncated, decode
 from hvemu.x86.instruction import Instruction
-from hvemu.x86.registers import Cr4, Dr6, Dr7, Rflags
+from hvemu.x86.registers import Cr4, Dr7, Rflags, Sreg
 from hvemu.x86.state import CpuState
 from hvemu.x86.vectors import FACTS, Fault, TripleFault, Vector
 
@@ -32,7 +33,6 @@ STOP_CYCLES = 1000
 """What everything costs, in cycles of virtual time, that is not a plain instruction."""
 _CR_WRITES = 1 << 0 | 1 << 3 | 1 << 4 | 1 << 8
 _CR8 = 1 << 8  # which the emulator reads from its own interrupt controller
-_DR_CHECKED = 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7
 _ALL_DR = 0xFF
 _UMIP = (Kind.IDTR_READ, Kind.GDTR_READ, Kind.LDTR_READ, Kind.TR_READ)
 
@@ -71,11 +71,13 @@ class Cpu:
         self.engine, self.state, self.clock, self.msrs = engine, engine.state, clock, msrs
         self.physical, self.ports, self.mmio, self.interrupts = physical, ports, mmio, interrupts
         self.memory = PagedMemory(self.state, physical)
+        self.breakpoints = Breakpoints(self.state)
         self.view: CpuState = self.state
         self.interception: Interception | None = None
         self.wanted: frozenset[Kind] = frozenset()
         self.halted = self.nmi_pending = self.nmi_blocked = False
         self.attention = True
+        self._from = 0  # where the last run began
         self._events: dict[Kind, Callable[[Stop], VmExit | None]] = {
             Kind.EXCEPTION: self._exception,
             Kind.SOFTWARE_INT: self._software_interrupt,
@@ -87,17 +89,13 @@ class Cpu:
     # -- running ------------------------------------------------------------------------------------------------
 
     def run(self, limit: int) -> VmExit | None:
-        """Run at most *limit* instructions, up to the next stop, and act on it.
+        """Run at most *limit* instructions, up to the next stop, and act on it; or take one event.
 
         Return the VM exit that the interception made of it, or None. Raises TripleFault on a processor without one.
         """
         try:
             try:
-                if self.attention:
-                    exit_ = self._attend()
-                    if exit_ is not None or self.halted:
-                        return exit_
-                return self.act(self.engine.run(limit))
+                return self._watched() if self.breakpoints.armed else self._go(limit)
             except Fault as fault:
                 return self.deliver(Event.exception(fault, self.state.rip))
         except Intercepted as caught:
@@ -106,10 +104,37 @@ class Cpu:
             assert self.interception is not None
             return self.interception.ept_fault(miss, None)
 
+    def _go(self, limit: int) -> VmExit | None:
+        """Take what is pending, or run at full speed."""
+        if self.attention:
+            exit_ = self._attend()
+            if exit_ is not None or self.halted or self.attention:
+                return exit_
+        self._from = self.state.rip
+        return self.act(self.engine.run(limit))
+
+    def _watched(self) -> VmExit | None:
+        """Take what is pending, or run one instruction between breakpoints.
+
+        The order is that of SDM 3A "Priority Among Concurrent Events".
+        """
+        self.breakpoints.check_trap()
+        exit_ = self._attend()
+        if exit_ is not None or self.halted or self.attention:
+            return exit_
+        self.attention = True
+        self.engine.open_window(False)  # whether one is open has just been asked
+        code = self.state.segment(Sreg.CS).base
+        self.breakpoints.check_fetch((code + self.state.rip) & self.state.linear_mask)
+        self.breakpoints.begin(self._next_instruction())
+        self._from = self.state.rip
+        return self.act(self.engine.step())
+
     def act(self, stop: Stop) -> VmExit | None:
         """Do what *stop* calls for. Raises Fault for the program, Intercepted."""
         kind = stop.kind
         if kind is Kind.LIMIT:
+            self.breakpoints.retired()
             return None
         handle = self._events.get(kind)
         if handle is not None:
@@ -125,11 +150,30 @@ class Cpu:
         """Return the instruction at RIP."""
         return decode(self.engine.fetch(), self.state.code_bits)
 
+    def _next_instruction(self) -> Instruction | None:
+        """Return the instruction at RIP, or None when it will fault."""
+        try:
+            return self.instruction()
+        except (Fault, Truncated):
+            return None
+
     def retire(self, length: int) -> None:
-        """End an instruction of *length* bytes that was emulated. Raises Fault(#DB) for a single-step trap."""
-        state = self.state
+        """End an instruction of *length* bytes that was emulated, or with 0 an iteration that is not the last.
+
+        Raises Fault(#DB) for a single-step trap.
+        """
+        self.retired(stepping=self.state.retire(self.after(length)), repeats=not length)
+
+    def retired(self, *, stepping: bool, repeats: bool = False) -> None:
+        """Count an instruction that was emulated, and set RIP. Raises Fault(#DB) when it ends with TF *stepping*.
+
+        Between iterations RF is set (SDM 3B "Instruction-Breakpoint Exception Condition").
+        """
         self.engine.instructions += 1
-        if state.retire(self.after(length)):
+        self.breakpoints.retired()
+        if repeats:
+            self.state.rflags = int(Rflags(self.state.rflags).replace(rf=1))
+        if stepping:
             self.single_step()
 
     def after(self, length: int) -> int:
@@ -138,7 +182,7 @@ class Cpu:
 
     def single_step(self) -> None:
         """Raise the #DB of an instruction that TF saw begin."""
-        self.state.dr6 = int(Dr6(self.state.dr6).replace(bs=1))
+        self.breakpoints.take(step=True)
         raise Fault(Vector.DB)
 
     def run_natively(self) -> VmExit | None:
@@ -166,7 +210,7 @@ class Cpu:
             cr_read=_CR_READS if Kind.CR_READ in kinds else _CR8 | umip,
             cr_write=_CR_WRITES,
             dr_read=_ALL_DR if guarded else 0,
-            dr_write=_ALL_DR if guarded else _DR_CHECKED,
+            dr_write=_ALL_DR,
         )
 
     # -- events -------------------------------------------------------------------------------------------------
@@ -174,6 +218,7 @@ class Cpu:
     def deliver(self, event: Event) -> VmExit | None:
         """Deliver *event* through the IDT, unless it is intercepted. Raises TripleFault, Intercepted."""
         self.halted = False
+        self.breakpoints.drop()
         exit_ = None if self.interception is None else self.interception.event(event, None)
         return exit_ if exit_ is not None else self.inject(event)
 
@@ -192,9 +237,12 @@ class Cpu:
         return None
 
     def _through_idt(self, event: Event, before: Callable[[Event, Event], None] | None) -> None:
+        """Deliver *event*, or what it turns into. An instruction that asked for it retires when nothing goes wrong."""
         if event.vector == Vector.DB:
             self.state.dr7 = int(Dr7(self.state.dr7).replace(gd=0))
-        deliver_or_escalate(self.state, self.memory, event, before)
+        memory = self.breakpoints.watching(self.memory)
+        chain = deliver_or_escalate(self.state, memory, event, before)
+        self.engine.instructions += event.source in _INSTRUCTIONS and not chain
 
     def _escalated(self, event: Event, vectoring: Event) -> None:
         """*event* arose during the delivery of *vectoring*. Raises Intercepted when it is not to be delivered."""
@@ -208,10 +256,14 @@ class Cpu:
         self.nmi_pending = self.attention = True
 
     def _attend(self) -> VmExit | None:
-        """Between instructions: take what is pending and not blocked, or wait for the moment when it can be."""
+        """Between instructions: take what is pending and not blocked, or wait for the moment when it can be.
+
+        When *attention* is set afterwards, something was taken, or it is to be looked at again.
+        """
         self.attention = False
-        if self.nmi_pending and not self.nmi_blocked and not self.state.blocking_by_sti_or_mov_ss:
-            return self._take_nmi()
+        in_shadow = self.state.blocking_by_sti_or_mov_ss
+        if self.nmi_pending and not self.nmi_blocked:
+            return self._leave_shadow() if in_shadow else self._take_nmi()
         if not self.interrupts.pending():
             self.engine.open_window(self.interception is not None and self.interception.wants_window)
             return None
@@ -220,10 +272,15 @@ class Cpu:
             if exit_ is not None:
                 self.halted = False
                 return exit_
-        if Rflags(self.state.rflags).if_ and not self.state.blocking_by_sti_or_mov_ss:
+        if Rflags(self.state.rflags).if_ and not in_shadow:
             return self._take_interrupt()
         self.engine.open_window(True)
         return None
+
+    def _leave_shadow(self) -> VmExit | None:
+        """Run the one instruction between which and the last no NMI comes."""
+        self.attention = True
+        return self.act(self.engine.step())
 
     def _take_nmi(self) -> VmExit | None:
         self.nmi_pending, self.attention, self.halted = False, True, False
@@ -253,9 +310,19 @@ class Cpu:
         vector = Vector(stop.detail)
         if vector is Vector.UD:
             return self._undefined(stop)
+        if vector is Vector.DB:
+            self._single_stepped()
         code = stop.error_code if FACTS[vector].error_code else None
         fault = Fault(vector, code, cr2=stop.address if vector is Vector.PF else None)
         return self.deliver(Event.exception(fault, self.state.rip))
+
+    def _single_stepped(self) -> None:
+        """Put right what the engine leaves undone at the single-step trap of an instruction."""
+        state = self.state
+        if self.breakpoints.armed:
+            self.breakpoints.stepped()
+        elif state.rip == self._from and self.instruction().rep is not None:  # between iterations
+            state.rflags = int(Rflags(state.rflags).replace(rf=1))
 
     def _undefined(self, stop: Stop) -> VmExit | None:
         """Look at what the engine does not decode: INT1, and instructions that only an interception knows."""
@@ -265,7 +332,7 @@ class Cpu:
                 return exit_
         instruction = self.instruction()
         if instruction.mnemonic == "int1":
-            return self.deliver(Event(Vector.DB, Source.PRIVILEGED, None, self.after(instruction.length)))
+            return self._ask_for(Event(Vector.DB, Source.PRIVILEGED, None, self.after(instruction.length)))
         raise Fault(Vector.UD)
 
     def _software_interrupt(self, stop: Stop) -> VmExit | None:
@@ -275,12 +342,15 @@ class Cpu:
         short = stop.detail in _ONE_BYTE and self.engine.fetch().startswith(_ONE_BYTE[stop.detail])
         if not short:
             state.rip = (after - 2) & state.linear_mask
-        source = Source.SOFTWARE_EXCEPTION if short else Source.SOFTWARE_INT
         self.engine.instructions -= 1  # counted when it retires
-        exit_ = self.deliver(Event(stop.detail, source, None, after))
-        if exit_ is None:
-            self.engine.instructions += 1
-        return exit_
+        return self._ask_for(
+            Event(stop.detail, Source.SOFTWARE_EXCEPTION if short else Source.SOFTWARE_INT, None, after)
+        )
+
+    def _ask_for(self, event: Event) -> VmExit | None:
+        """Deliver *event*, which the instruction at RIP asks for; it has cleared RF when it does."""
+        self.state.rflags = int(Rflags(self.state.rflags).replace(rf=0))
+        return self.deliver(event)
 
     def _second_level(self, stop: Stop) -> VmExit | None:
         if self.interception is not None:
@@ -291,4 +361,5 @@ class Cpu:
 
 _CR_READS = 1 << 0 | 1 << 3 | 1 << 4 | 1 << 8
 _REGISTERS = {Kind.CR_READ, Kind.DR_READ}  # armed register by register
+_INSTRUCTIONS = frozenset({Source.SOFTWARE_INT, Source.SOFTWARE_EXCEPTION, Source.PRIVILEGED})
 _ONE_BYTE = {int(Vector.BP): b"\xcc", int(Vector.OF): b"\xce"}  # INT3, INTO

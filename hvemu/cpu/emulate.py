@@ -16,7 +16,7 @@ from hvemu.engine.traps import Kind, Stop
 from hvemu.vmx.exit import VmExit
 from hvemu.x86.cpuid import cpuid
 from hvemu.x86.instruction import Instruction, Mem, Reg
-from hvemu.x86.registers import Gpr
+from hvemu.x86.registers import Dr7, Gpr, Rflags
 from hvemu.x86.segments import replace_low, truncate
 from hvemu.x86.state import CpuState
 from hvemu.x86.vectors import Fault, Vector
@@ -152,20 +152,28 @@ def source(cpu: Cpu, instruction: Instruction) -> int:
     return cpu.memory.read(gva, operand.size, user=cpu.state.cpl == _USER)
 
 
-def _dr(cpu: Cpu, stop: Stop) -> VmExit | None:
-    """MOV to or from DR: checked here, executed by the engine, which sets the breakpoints."""
-    if stop.kind is Kind.DR_READ:
-        control.check_dr_read(cpu.state, stop.detail)
-        return cpu.run_natively()
-    number, value = control.check_dr_write(cpu.state, stop.detail, source(cpu, cpu.instruction()))
-    exit_ = cpu.run_natively()
-    if number in _WITH_FIXED_BITS:
-        setattr(cpu.state, f"dr{number}", value)
+def _dr(cpu: Cpu, stop: Stop) -> None:
+    """MOV to or from DR. The #DB of a register that DR7.GD guards is a fault, so its handler finds RF set."""
+    instruction, state = cpu.instruction(), cpu.state
+    register, guarded = stop.detail, Dr7(state.dr7).gd
+    try:
+        if stop.kind is Kind.DR_WRITE:
+            control.write_dr(state, register, source(cpu, instruction))
+        else:
+            set_operand(cpu, instruction, control.read_dr(state, register))
+    except Fault:
+        if guarded:
+            state.rflags = int(Rflags(state.rflags).replace(rf=1))
+        raise
     cpu.arm()
-    return exit_
+    cpu.retire(instruction.length)
 
 
-_WITH_FIXED_BITS = frozenset({6, 7})
+def set_operand(cpu: Cpu, instruction: Instruction, value: int) -> None:
+    """Put *value* into the register that is the first operand of a MOV."""
+    operand = instruction.operands[0]
+    assert isinstance(operand, Reg), instruction
+    cpu.state.set_gpr(operand.index, replace_low(cpu.state.gpr(operand.index), value, operand.size))
 
 
 def _io(cpu: Cpu, _stop: Stop) -> None:
@@ -175,13 +183,15 @@ def _io(cpu: Cpu, _stop: Stop) -> None:
 
 
 def _syscall(cpu: Cpu, _stop: Stop) -> None:
+    """SYSCALL, whose trap depends on the TF that it leaves, as that of INT n does."""
     syscall(cpu.state, cpu.msrs.read, cpu.after(cpu.instruction().length))
-    cpu.engine.instructions += 1
+    cpu.retired(stepping=bool(Rflags(cpu.state.rflags).tf))
 
 
 def _sysenter(cpu: Cpu, _stop: Stop) -> None:
+    """SYSENTER, which leaves TF alone."""
     sysenter(cpu.state, cpu.msrs.read)
-    cpu.engine.instructions += 1
+    cpu.retired(stepping=bool(Rflags(cpu.state.rflags).tf))
 
 
 EMULATE: dict[Kind, Emulation] = {
