@@ -28,12 +28,15 @@ ReadPhysical = Callable[[int, int], int]
 class Rules:
     """What control registers may hold: the bits of the features on *offer*.
 
-    *cr0_ones* and *cr4_ones* are the bits that VMX operation fixes to 1 (SDM 3C "Restrictions on VMX Operation").
+    *cr0_ones* and *cr4_ones* are the bits that VMX operation fixes to 1 (SDM 3C "Restrictions on VMX Operation");
+    *cr0_kept* and *cr4_kept* those that belong to a host, and that writes leave alone.
     """
 
     offer: Offer = PLAIN
     cr0_ones: int = 0
     cr4_ones: int = 0
+    cr0_kept: int = 0
+    cr4_kept: int = 0
 
 
 DEFAULT = Rules()
@@ -46,7 +49,7 @@ def _bits(register: type[Register]) -> int:
 _CR0_DEFINED = _bits(Cr0)
 _CR0_ET = int(Cr0(et=1))
 _MSW_SET, _MSW_CLEARED = int(Cr0(pe=1, mp=1, em=1, ts=1)), int(Cr0(mp=1, em=1, ts=1))  # LMSW cannot clear PE
-_LMA = int(Efer(lma=1))
+_LMA, _TS = int(Efer(lma=1)), int(Cr0(ts=1))
 _TSS16 = frozenset({SystemType.TSS16, SystemType.TSS16_BUSY})
 _CR8, _CR8_HIGHEST = 8, 15
 
@@ -78,7 +81,9 @@ def _operand(state: CpuState, value: int) -> int:
 
 def write_cr0(state: CpuState, value: int, read: ReadPhysical, rules: Rules = DEFAULT) -> None:
     """Write CR0: undefined bits of the lower half are ignored, ET stays 1. Raises Fault(#GP, 0)."""
-    old, new = Cr0(state.cr0), Cr0(value & _CR0_DEFINED | _CR0_ET)
+    old = Cr0(state.cr0)
+    value = value & ~rules.cr0_kept | old & rules.cr0_kept
+    new = Cr0(value & _CR0_DEFINED | _CR0_ET)
     require(value == truncate(value, 4) and not rules.cr0_ones & ~new, Vector.GP)
     require((new.pe or not new.pg) and (new.cd or not new.nw), Vector.GP)
     efer = Efer(state.efer)
@@ -115,6 +120,7 @@ def write_cr3(state: CpuState, value: int, read: ReadPhysical, _rules: Rules = D
 
 def write_cr4(state: CpuState, value: int, read: ReadPhysical, rules: Rules = DEFAULT) -> None:
     """Write CR4. Raises Fault(#GP, 0) for bits that CPUID does not offer, and for clearing PAE in IA-32e mode."""
+    value = value & ~rules.cr4_kept | state.cr4 & rules.cr4_kept
     require(not value & ~rules.offer.cr4 and not rules.cr4_ones & ~value, Vector.GP)
     old, new, efer = Cr4(state.cr4), Cr4(value), Efer(state.efer)
     require(new.pae or not efer.lma, Vector.GP)
@@ -139,9 +145,9 @@ def lmsw(state: CpuState, source: int, read: ReadPhysical, rules: Rules = DEFAUL
     write_cr0(state, state.cr0 & ~_MSW_CLEARED | source & _MSW_SET, read, rules)
 
 
-def clts(state: CpuState) -> None:
+def clts(state: CpuState, rules: Rules = DEFAULT) -> None:
     """Clear CR0.TS."""
-    state.cr0 = int(Cr0(state.cr0).replace(ts=0))
+    state.cr0 &= ~_TS | rules.cr0_kept
 
 
 def write_efer(state: CpuState, value: int, offer: Offer = PLAIN) -> None:

@@ -12,6 +12,7 @@ from typing import Protocol
 from hvemu.cpu import emulate
 from hvemu.cpu.breakpoints import Breakpoints
 from hvemu.cpu.clock import Clock
+from hvemu.cpu.control import DEFAULT
 from hvemu.cpu.deliver import Event, Source, deliver_or_escalate
 from hvemu.cpu.intercept import Intercepted, Interception
 from hvemu.cpu.memory import PagedMemory
@@ -54,7 +55,8 @@ class Cpu:
 
     *physical* is memory by guest-physical address, *ports* the I/O space, *interrupts* what drives INTR. *memory* is
     linear memory as the current program sees it; *view* the registers as its instructions read and write them.
-    *halted*: waiting for an interrupt. *attention* is set by whoever changes what may interrupt the processor.
+    *halted*: waiting for an interrupt. *attention* is set by whoever changes what may interrupt the processor. *rules*
+    say what control registers may hold. *virtual_nmis*: what is blocked by NMI are not the NMIs that arrive at the pin.
     """
 
     def __init__(
@@ -75,7 +77,9 @@ class Cpu:
         self.view: CpuState = self.state
         self.interception: Interception | None = None
         self.wanted: frozenset[Kind] = frozenset()
-        self.halted = self.nmi_pending = self.nmi_blocked = False
+        self.rules = DEFAULT
+        self.halted = self.nmi_pending = self.nmi_blocked = self.virtual_nmis = False
+        self.iret_unblocks_nmis = True
         self.attention = True
         self._from = 0  # where the last run began
         self._events: dict[Kind, Callable[[Stop], VmExit | None]] = {
@@ -202,7 +206,7 @@ class Cpu:
         umip = Cr4(state.cr4).umip
         if umip:
             kinds.update(_UMIP)
-        if self.nmi_blocked:
+        if self.nmi_blocked and self.iret_unblocks_nmis:
             kinds.add(Kind.IRET)
         self.engine.arm(kinds - _REGISTERS)
         guarded = Dr7(state.dr7).gd or Kind.DR_READ in kinds
@@ -262,20 +266,30 @@ class Cpu:
         """
         self.attention = False
         in_shadow = self.state.blocking_by_sti_or_mov_ss
-        if self.nmi_pending and not self.nmi_blocked:
+        if self.nmi_pending and (self.virtual_nmis or not self.nmi_blocked):
             return self._leave_shadow() if in_shadow else self._take_nmi()
+        if self.interception is not None:
+            if in_shadow and (self.interrupts.pending() or self.interception.wants_nmi_window):
+                return self._leave_shadow()
+            exit_ = self._intercepted(self.interception)
+            if exit_ is not None:
+                return exit_
         if not self.interrupts.pending():
             self.engine.open_window(self.interception is not None and self.interception.wants_window)
             return None
-        if self.interception is not None:
-            exit_ = self.interception.interrupt()
-            if exit_ is not None:
-                self.halted = False
-                return exit_
         if Rflags(self.state.rflags).if_ and not in_shadow:
             return self._take_interrupt()
         self.engine.open_window(True)
         return None
+
+    def _intercepted(self, interception: Interception) -> VmExit | None:
+        """Ask about what may leave the guest between instructions, in the order of priority."""
+        exit_ = interception.nmi_window() if interception.wants_nmi_window else None
+        if exit_ is None and interception.wants_window:
+            exit_ = interception.window()
+        if exit_ is None and self.interrupts.pending():
+            exit_ = interception.interrupt()
+        return exit_
 
     def _leave_shadow(self) -> VmExit | None:
         """Run the one instruction between which and the last no NMI comes."""
@@ -283,7 +297,7 @@ class Cpu:
         return self.act(self.engine.step())
 
     def _take_nmi(self) -> VmExit | None:
-        self.nmi_pending, self.attention, self.halted = False, True, False
+        self.nmi_pending, self.attention = False, True
         exit_ = None if self.interception is None else self.interception.nmi()
         if exit_ is not None:
             return exit_

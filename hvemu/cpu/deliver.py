@@ -103,7 +103,8 @@ def deliver_or_escalate(
 ) -> tuple[Fault, ...]:
     """Deliver *event*, or what its delivery turns into (SDM 3A "Interrupt 8-Double Fault Exception (#DF)").
 
-    *before*, if any, sees each such turn: the new event, and the one whose delivery it met; it may raise.
+    *before*, if any, sees each exception that arises, then the #DF that it makes, and with each the event whose
+    delivery met it; it may raise.
 
     Return every exception on the way, oldest first: none for an interrupt that went well, one for such an exception.
     Raises TripleFault with that chain.
@@ -115,6 +116,9 @@ def deliver_or_escalate(
             deliver(state, memory, event)
         except Fault as second:
             chain.append(second)
+            met, event = event, Event.exception(second, state.rip)
+            if before is not None:
+                before(event, met)
             if second.cr2 is not None:  # written when a page fault is detected, even if #DF takes its place
                 state.cr2 = second.cr2
             try:
@@ -123,9 +127,9 @@ def deliver_or_escalate(
                 raise TripleFault(tuple(chain)) from None
             if first != second:
                 chain.append(first)
-            met, event = event, Event.exception(first, state.rip)
-            if before is not None:
-                before(event, met)
+                event = Event.exception(first, state.rip)
+                if before is not None:
+                    before(event, met)
         else:
             return tuple(chain)
 

@@ -130,14 +130,13 @@ def _iret(cpu: Cpu, _stop: Stop) -> VmExit | None:
 
 def _cr_write(cpu: Cpu, stop: Stop) -> None:
     """MOV to CR, LMSW, CLTS."""
-    instruction = cpu.instruction()
-    state = cpu.view
+    instruction, state, read, rules = cpu.instruction(), cpu.state, cpu.physical.read, cpu.rules
     if instruction.mnemonic == "clts":
-        control.clts(state)
+        control.clts(state, rules)
     elif instruction.mnemonic == "lmsw":
-        control.lmsw(state, source(cpu, instruction), cpu.physical.read)
+        control.lmsw(state, source(cpu, instruction), read, rules)
     else:
-        control.write_cr(state, stop.detail, source(cpu, instruction), cpu.physical.read)
+        control.write_cr(state, stop.detail, source(cpu, instruction), read, rules)
     cpu.arm()
     cpu.retire(instruction.length)
 

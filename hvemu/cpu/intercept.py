@@ -26,8 +26,15 @@ class Interception(Protocol):
     has no Interception.
     """
 
-    wants_window: bool
-    """Whether `window` is to be asked as soon as an external interrupt could be delivered."""
+    @property
+    def wants_window(self) -> bool:
+        """Whether `window` is to be asked as soon as an external interrupt could be delivered."""
+        ...
+
+    @property
+    def wants_nmi_window(self) -> bool:
+        """The same for `nmi_window` and NMIs."""
+        ...
 
     def instruction(self, stop: Stop) -> VmExit | None:
         """Decide about the instruction at which the engine stopped; RIP is on it. Faults for CPL have come first."""
@@ -43,6 +50,10 @@ class Interception(Protocol):
 
     def nmi(self) -> VmExit | None:
         """Decide about a nonmaskable interrupt."""
+        ...
+
+    def nmi_window(self) -> VmExit | None:
+        """Decide now whether an NMI could be delivered to a program that waits for it."""
         ...
 
     def window(self) -> VmExit | None:

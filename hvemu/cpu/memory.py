@@ -24,15 +24,16 @@ class PagedMemory:
 
     def __init__(self, state: CpuState, physical: Physical, maxphyaddr: int = 40) -> None:
         self._state, self._physical, self._maxphyaddr = state, physical, maxphyaddr
+        self._read_entry, self._write_entry = physical.read, physical.write
 
     def translate(self, gva: int, *, write: bool = False, fetch: bool = False, user: bool = False) -> int:
         """Return the gpa of *gva*, with the side effects of the access on the page tables."""
-        state, physical = self._state, self._physical
+        state = self._state
         paging = Paging.of(state, self._maxphyaddr)
         implicit = not user and state.cpl == _USER
         ac = paging.smap and Rflags(state.rflags).ac
         access = _access(write, fetch, user, implicit, ac)
-        return walk(paging, physical.read, gva, access, physical.write).gpa
+        return walk(paging, self._read_entry, gva, access, self._write_entry).gpa
 
     def read(self, gva: int, size: int, *, user: bool) -> int:
         """Read an integer of *size* bytes."""

@@ -41,7 +41,8 @@ class MsrFile:
     """MSRs of the processor of *state*, fresh from RESET.
 
     *clock* returns cycles and never runs backwards; *constants* are read-only MSRs that the table does not know, as
-    those that report VMX capabilities.
+    those that report VMX capabilities. *guest_offset* is added to the time-stamp counter where it is read, in VMX
+    non-root operation with "use TSC offsetting"; *writes* counts.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class MsrFile:
         self._constants = dict(constants or {})
         self._rows = {row.index: row for row in msrs.ROWS if row.needs(offer)}
         self._offer, self._tsc_offset = offer, 0
+        self.guest_offset = self.writes = 0
         self._homes: dict[int, Home] = {
             msrs.TSC: (lambda: self.tsc, self._set_tsc),
             msrs.EFER: (lambda: state.efer, self._set_efer),
@@ -93,6 +95,7 @@ class MsrFile:
         self._put(index, stored)
 
     def _put(self, index: int, value: int) -> None:
+        self.writes += 1
         if index in self._homes:
             self._homes[index][1](value)
         elif index in MSR_SLOTS:
@@ -104,8 +107,8 @@ class MsrFile:
 
     @property
     def tsc(self) -> int:
-        """The time-stamp counter, as RDTSC reads it outside VMX operation."""
-        return truncate(self._clock() + self._tsc_offset, 8)
+        """The time-stamp counter, as RDTSC reads it."""
+        return truncate(self._clock() + self._tsc_offset + self.guest_offset, 8)
 
     @property
     def apic_enabled(self) -> bool:

@@ -53,7 +53,7 @@ class EptAccess(Register):
 
 LOOK = EptAccess()
 READ, WRITE, FETCH = EptAccess(read=1), EptAccess(write=1), EptAccess(fetch=1)
-PAGING_READ, PAGING_WRITE = EptAccess(read=1, paging=1), EptAccess(write=1, paging=1)
+PAGING_READ, PAGING_WRITE = EptAccess(read=1, paging=1), EptAccess(read=1, write=1, paging=1)  # which sets flags
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,12 @@ class EptViolation(GuestVisible):
 
     *access* as EPT counts it and *rights* are what the exit qualification reports. *steps* end at the entry that is not
     present, or at the page; *culprit* is that entry, or the first that lacks a right. There are none when the gpa has
-    more bits than the levels translate.
+    more bits than the levels translate. Whoever knows sets *gva*, the linear address that led there, and *final*: the
+    gpa is that of the gva itself, and not of an entry that translates it.
     """
+
+    gva: int | None = None
+    final = False
 
     def __init__(
         self, gpa: int, access: EptAccess, rights: EptRights, steps: tuple[EptStep, ...], culprit: EptStep | None
@@ -110,6 +114,9 @@ class EptViolation(GuestVisible):
 
 class EptMisconfiguration(GuestVisible):
     """A VM exit that the hypervisor sees: the last of *steps* is an entry that breaks *rule*."""
+
+    gva: int | None = None
+    final = False
 
     def __init__(self, gpa: int, rule: Misconfiguration, steps: tuple[EptStep, ...]) -> None:
         super().__init__(gpa, rule, steps)

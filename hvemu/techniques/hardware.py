@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from hvemu.cpu.deliver import Event, Source
 from hvemu.cpu.linear import Linear
+from hvemu.cpu.memory import PagedMemory
 from hvemu.cpu.nonroot import NonRoot
 from hvemu.cpu.view import ShadowedView
 from hvemu.engine.second_level import SecondLevelCode
 from hvemu.engine.traps import Kind, Stop
-from hvemu.memory.ept import PAGE_2M
+from hvemu.memory.ept import PAGE_2M, EptPaging
 from hvemu.memory.ept_tables import EptTables
+from hvemu.memory.nested import NestedPhysical
 from hvemu.memory.physical import Physical, Ram
 from hvemu.techniques.base import RESUME, Outcome, Shutdown
 from hvemu.techniques.exits.table import HANDLERS, Handler
@@ -20,8 +21,7 @@ from hvemu.techniques.vm import Vm
 from hvemu.vmx import cr_access
 from hvemu.vmx.capabilities import CR0_FIXED0, CR4_FIXED0, ENTRY, PIN, PRIMARY, SECONDARY, WRITE_BACK
 from hvemu.vmx.controls import Entry, EptPointer, Exit, PinBased, PrimaryProcessorBased, SecondaryProcessorBased
-from hvemu.vmx.entry import EntryEvent, vm_entry
-from hvemu.vmx.exit import VmExit, deliver_exit
+from hvemu.vmx.exit import VmExit
 from hvemu.vmx.fields import Field
 from hvemu.vmx.guest_state import GUEST_FIELDS
 from hvemu.vmx.reasons import EntryInterruption, EptViolation, EventType, Interruption, Reason
@@ -29,20 +29,12 @@ from hvemu.vmx.template import minimal_host
 from hvemu.vmx.vmcs import Vmcs
 from hvemu.x86.registers import Cr0, Cr4, Efer, Rflags
 from hvemu.x86.state import CpuState, load_state
-from hvemu.x86.vectors import FACTS, Fault, Vector, combine
+from hvemu.x86.vectors import Fault, Vector, combine
 
 GUEST_CR0: Final = int(Cr0(ts=1, mp=1, em=1, am=1, wp=1))
 """Bits of CR0 that the guest may change without asking; the rest belong to the host."""
 GUEST_CR4: Final = int(Cr4(tsd=1, de=1, pge=1, pce=1, osfxsr=1, osxmmexcpt=1, fsgsbase=1))
 _UNRESTRICTED_FIXED0 = CR0_FIXED0 & ~int(Cr0(pe=1, pg=1))
-_SOURCES = {
-    EventType.EXTERNAL_INTERRUPT: Source.EXTERNAL,
-    EventType.NMI: Source.NMI,
-    EventType.HARDWARE_EXCEPTION: Source.EXCEPTION,
-    EventType.SOFTWARE_INTERRUPT: Source.SOFTWARE_INT,
-    EventType.PRIVILEGED_SOFTWARE_EXCEPTION: Source.PRIVILEGED,
-    EventType.SOFTWARE_EXCEPTION: Source.SOFTWARE_EXCEPTION,
-}
 _INJECTION = Field.VM_ENTRY_INTERRUPTION_INFORMATION
 _ERROR_CODE = Field.VM_ENTRY_EXCEPTION_ERROR_CODE
 _LENGTH = Field.VM_ENTRY_INSTRUCTION_LENGTH
@@ -83,6 +75,7 @@ class Hardware:
 
     name, memory = "hardware", "ept"
     physical: Physical
+    linear: Linear
 
     def __init__(self, handlers: dict[Reason, Handler] | None = None) -> None:
         self.handlers = {**HANDLERS, **(handlers or {})}
@@ -103,7 +96,8 @@ class Hardware:
         _set_guest(self.vmcs, boot)
         load_state(self.state, boot)  # what a VMCS has no field for, and what debuggers see before the first VM entry
         self.nonroot = NonRoot(vm.cpu, self.vmcs, host)
-        self.physical, self.view = self.nonroot.physical, vm.cpu.view
+        self.physical = NestedPhysical(EptPaging(self.ept.root), host)
+        self.view, self.linear = vm.cpu.view, PagedMemory(self.state, vm.ram)
         self.guest_view = GuestView(self.state, self.vmcs)
         vm.cpu.interrupts = self.timer
         vm.engine.second_level.clear()
@@ -117,14 +111,14 @@ class Hardware:
             exit_ = self.cpu.run(limit)
         if exit_ is not None:
             self._inside = False
-            deliver_exit(self.vmcs, self.state, exit_)
+            self.nonroot.leave(exit_)
         return exit_
 
     def handle(self, exit_: VmExit) -> Outcome:
         """Call the handler of the exit's reason. Raises Shutdown when there is none."""
         self.exit = exit_
         if exit_.idt_vectoring:
-            self.reflect(Interruption(exit_.idt_vectoring), 0, exit_.idt_error_code, exit_.instruction_length)
+            self.reflect(Interruption(exit_.idt_vectoring), error_code=exit_.idt_error_code)
         handler = self.handlers.get(exit_.reason)
         if handler is None:
             raise Shutdown(f"no handler for the VM exit {exit_!r}")
@@ -145,18 +139,15 @@ class Hardware:
         self.cpu.attention = True
 
     def wake(self) -> None:
-        """Inject the interrupt at the next VM entry."""
+        """Inject the interrupt at the next VM entry; a processor that halts by itself must be fetched first."""
         self.asleep, self.requests_changed = False, True
+        if self.cpu.halted:
+            self.tick()
 
     @property
     def halted(self) -> bool:
         """Whether the guest executed HLT and nothing woke it yet."""
-        return self.asleep
-
-    @property
-    def linear(self) -> Linear:
-        """Memory by gva, through the guest's page tables and EPT."""
-        return self.cpu.memory
+        return self.asleep or self.cpu.halted
 
     # -- what handlers use --------------------------------------------------------------------------------------
 
@@ -175,27 +166,19 @@ class Hardware:
         code = SecondLevelCode(wr=q.write, id=q.fetch)
         self._met = self.cpu.mmio.access(self.cpu, Stop(Kind.SECOND_LEVEL, 0, int(code), gpa))
 
-    def reflect(self, event: Interruption, cr2: int, error_code: int | None = None, length: int | None = None) -> None:
-        """Let the next VM entry deliver *event* to the guest as it was."""
-        if error_code is None:
-            error_code = self.vmcs[Field.VM_EXIT_INTERRUPTION_ERROR_CODE]
-        if event.type is EventType.HARDWARE_EXCEPTION and event.vector == Vector.PF and self.exit.idt_vectoring == 0:
-            self.state.cr2 = cr2
+    def reflect(self, event: Interruption, *, error_code: int | None = None) -> None:
+        """Let the next VM entry deliver *event*, of the exit in hand, to the guest as it was."""
         self._set_injection(event.vector, event.type, error_code if event.error_code_valid else None)
-        self.vmcs[_LENGTH] = self.exit.instruction_length if length is None else length
+        self.vmcs[_LENGTH] = self.exit.instruction_length
 
     # -- VM entry -----------------------------------------------------------------------------------------------
 
     def _enter(self) -> VmExit | None:
         if self.requests_changed:
             self._inject_request()
-        vmcs = self.vmcs
-        controls = _PRIMARY in vmcs.dirty or not vmcs.valid
-        event = vm_entry(vmcs, self.state, launch=not vmcs.launched)
+        exit_ = self.nonroot.enter()
         self._inside = True
-        if controls:
-            self.nonroot.controls_changed()
-        return None if event is None else self.cpu.inject(self._event(event))
+        return exit_
 
     def _inject_request(self) -> None:
         """Inject the interrupt that the guest's devices ask for, or wait until the guest can take one."""
@@ -220,15 +203,6 @@ class Hardware:
         self.vmcs[_INJECTION] = int(information)
         if has_code:
             self.vmcs[_ERROR_CODE] = error_code or 0
-
-    def _event(self, event: EntryEvent) -> Event:
-        """Return what the processor delivers for the *event* that VM entry injects."""
-        source, rip = _SOURCES[event.type], self.state.rip
-        after = self.cpu.after(event.instruction_length) if event.type >= EventType.SOFTWARE_INTERRUPT else rip
-        code = event.error_code
-        if source is Source.EXCEPTION and FACTS[Vector(event.vector)].error_code and code is None:
-            code = 0  # real-address mode, where none is pushed
-        return Event(event.vector, source, code, after)
 
 
 _VALID = int(EntryInterruption(valid=1))

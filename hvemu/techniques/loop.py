@@ -104,7 +104,10 @@ def _limit(vm: Vm, budget: Budget) -> int:
 def _sleep(vm: Vm) -> bool:
     """Let time jump to the next deadline of a device. Return whether there is one, and it may wake the guest."""
     technique = vm.technique
-    if not Rflags(technique.view.rflags).if_ and not vm.cpu.nmi_pending:
+    if vm.cpu.nmi_pending:
+        technique.wake()
+        return True
+    if not Rflags(technique.view.rflags).if_:
         return False
     for _ in range(_SLEEPS):
         if vm.board.pic.pending():

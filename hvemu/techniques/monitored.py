@@ -35,7 +35,7 @@ _INFORMATION = {
 class Monitored:
     """The Interception of a processor whose IDT is the monitor's. Every gate there has DPL 3, so that INT n arrives."""
 
-    wants_window = False
+    wants_window = wants_nmi_window = False
 
     def __init__(self, cpu: Cpu) -> None:
         self._cpu = cpu
@@ -58,6 +58,9 @@ class Monitored:
 
     def nmi(self) -> None:
         """Nobody drives the NMI pin of such a machine."""
+
+    def nmi_window(self) -> None:
+        """Nor does anybody wait for NMIs."""
 
     def window(self) -> None:
         """Interrupts need no window of their own."""

@@ -19,11 +19,11 @@ def handle_cr_access(vm: Hardware, q: CrAccess) -> Outcome:
     if q.kind is CrAccess.Kind.CLTS:
         control.clts(view)
     elif q.kind is CrAccess.Kind.LMSW:
-        control.lmsw(view, q.lmsw_source, vm.physical.read)
+        control.lmsw(view, q.lmsw_source, vm.ram.read)
     elif q.kind is CrAccess.Kind.MOV_FROM_CR:
         vm.state.set_gpr(q.gpr, {3: view.cr3, 8: view.cr8}[q.cr])
     else:
         value = vm.state.gpr(q.gpr)
         vm.exit.detail = f"CR{q.cr} becomes {value:#x}"
-        control.write_cr(view, q.cr, value, vm.physical.read)
+        control.write_cr(view, q.cr, value, vm.ram.read)
     return vm.advance()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from hvemu.techniques.base import RESUME, Outcome, Shutdown
+from hvemu.techniques.base import INJECT, RESUME, Outcome, Shutdown
 from hvemu.techniques.exits.table import handles
 from hvemu.techniques.hardware import Hardware
 from hvemu.vmx.fields import Field
-from hvemu.vmx.reasons import Interruption, Reason
+from hvemu.vmx.reasons import EventType, Interruption, Reason
+from hvemu.x86.registers import Dr6
+from hvemu.x86.vectors import Fault, Vector
+
+_DR6 = int(Dr6(b=15, bd=1, bs=1))
+"""The bits of DR6 that the exit qualification of a #DB has too, at the same places."""
 
 
 @handles(Reason.EXTERNAL_INTERRUPT, int)
@@ -26,11 +31,20 @@ def handle_interrupt_window(vm: Hardware, _qualification: int) -> Outcome:
 
 @handles(Reason.EXCEPTION_OR_NMI, int)
 def handle_exception(vm: Hardware, qualification: int) -> Outcome:
-    """An exception that the bitmap names: give it back to the guest. This hypervisor asks for none by itself."""
+    """An exception that the bitmap names, or an NMI: give it back to the guest. This hypervisor asks for none itself.
+
+    What an exception turns into that met the delivery of another one is the hypervisor's to find out.
+    """
     information = Interruption(vm.vmcs[Field.VM_EXIT_INTERRUPTION_INFORMATION])
     vm.exit.detail = f"vector {information.vector}"
-    vm.reflect(information, qualification)
-    return RESUME
+    if information.type is not EventType.HARDWARE_EXCEPTION:
+        vm.reflect(information)
+        return RESUME
+    vector = Vector(information.vector)
+    if vector is Vector.DB:
+        vm.state.dr6 |= qualification & _DR6
+    code = vm.vmcs[Field.VM_EXIT_INTERRUPTION_ERROR_CODE] if information.error_code_valid else None
+    return INJECT(Fault(vector, code, cr2=qualification if vector is Vector.PF else None))
 
 
 @handles(Reason.TRIPLE_FAULT, int)

@@ -19,6 +19,10 @@ def handle_ept_violation(vm: Hardware, q: EptViolation) -> Outcome:
         vm.map_ram(gpa)
     else:
         vm.exit.detail = f"{kind} at gpa {gpa:#x}: no RAM there"
+        if vm.exit.idt_vectoring:
+            raise Shutdown(
+                f"{vm.exit.detail}, and an event was being delivered: this hypervisor does not do that by hand"
+            )
         vm.emulate_mmio(gpa, q)
     return RESUME
 
