@@ -40,10 +40,13 @@ class Code:
         """Whether the processor can fetch from the page of *gva*; if so, the page is in the TLB."""
         if not self.is_canonical(gva, cr4):
             return False
-        self._hidden[FAULT_ADDRESS : FAULT_ADDRESS + 8] = _UNTOUCHED
+        hidden, where = self._hidden, slice(FAULT_ADDRESS, FAULT_ADDRESS + 8)
+        old, hidden[where] = hidden[where], _UNTOUCHED
         last = gva | PAGE - 1
         native.remove_blocks(self._handle, last, last + 1)
-        return self._hidden[FAULT_ADDRESS : FAULT_ADDRESS + 8] == _UNTOUCHED
+        is_there = hidden[where] == _UNTOUCHED
+        hidden[where] = old
+        return is_there
 
     def instruction(self, gva: int, bits: int, cr4: int) -> bytes:
         """Return the bytes at *gva*: 15, or fewer before the end of a page where the instruction does not cross it."""

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import struct
 import threading
 import time
 from collections.abc import Iterable
+from threading import get_ident
 
 from unicorn import UC_ARCH_X86, UC_MODE_64, Uc
 
 from hvemu.engine import native
 from hvemu.engine.boot import (
-    FAULT_ADDRESS,
     HIDDEN,
     HIDDEN_SIZE,
     TABLES,
@@ -27,25 +26,21 @@ from hvemu.engine.boot import (
     require_version,
     verify,
 )
-from hvemu.engine.code import Code, CodePages, is_whole
-from hvemu.engine.hooks import BETWEEN, HERE, KINDS, PORT, STRING, Hooks
+from hvemu.engine.code import Code, CodePages
+from hvemu.engine.hooks import HERE, STRING, Hooks
 from hvemu.engine.layout import MSR_SLOTS, STATE_OFFSET, differs
 from hvemu.engine.scan import is_string_io
-from hvemu.engine.second_level import PAGE, SecondLevel, SecondLevelCode
+from hvemu.engine.second_level import PAGE, SecondLevel
 from hvemu.engine.single_step import SingleStep
 from hvemu.engine.state import EngineState
-from hvemu.engine.traps import ALWAYS, BIT, GIF, VMEXIT, Kind, Stop, decode_table
-from hvemu.x86.decode import LONGEST, Truncated, decode
-from hvemu.x86.registers import Sreg
-from hvemu.x86.vectors import Fault, PageFaultCode, Vector
+from hvemu.engine.stops import Stops
+from hvemu.engine.traps import ALWAYS, BIT, GIF, Kind, Stop
+from hvemu.x86.decode import Truncated, decode
+from hvemu.x86.vectors import Fault
 
 _CPU_MODEL = 26  # Icelake-Server: decodes SYSENTER in 64-bit mode, as Intel does
 _CR_REGISTERS = {0: 50, 3: 53, 4: 54}
 _EFLAGS_REGISTER = 25
-_AFTER = frozenset({Kind.SOFTWARE_INT, Kind.WINDOW, Kind.LIMIT})
-_DETAILED = frozenset(
-    {Kind.WINDOW, Kind.MSR, Kind.WBINVD, Kind.IO, Kind.SOFTWARE_INT, Kind.SECOND_LEVEL, Kind.EXCEPTION}
-)
 _RETRY = 0.0005  # seconds between two attempts to end a run
 
 
@@ -75,7 +70,6 @@ class Engine:
             raise differs("the context")
         self._context: int = context.value or 0
         self.counted, self.instructions = counted, 0
-        self._codes = decode_table() | {code: (kind, 0) for code, kind in KINDS.items()}
         self._interrupted, self._runner = False, 0
         self._reader, self._pages = Code(self._h, self._hidden), CodePages(self._h)
         self._hooks = Hooks(self._h, self._context, self._reader, self._pages, counted=counted)
@@ -84,6 +78,7 @@ class Engine:
         self.state.write_cr, self.state.read_flags = self.write_cr, self._read_flags
         self.second_level = SecondLevel(self._hidden, HIDDEN, TABLES)
         self._arm_traps()
+        self._stops = Stops(self.state, self._hooks, self._reader, self._hidden, fetch=self.fetch, counted=counted)
         self._single = SingleStep(
             self._h, self.state, run=lambda: self._run(1, heed=False), fetch=self.fetch, flush=self.flush_code,
             here=lambda: self._hooks.record(HERE),
@@ -163,7 +158,7 @@ class Engine:
         May be called from any thread, where it returns when the run has ended, and from a signal handler.
         """
         self._interrupted = True
-        if self._runner == threading.get_ident():
+        if self._runner == get_ident():
             threading.Thread(target=self.interrupt, daemon=True).start()  # this thread cannot wait for itself
             return
         while self._interrupted and self._runner:  # again and again: the emulator forgets it while it is starting
@@ -175,24 +170,25 @@ class Engine:
 
     def _run(self, limit: int, *, heed: bool) -> Stop:
         """Run; *heed* interrupts, or leave them to the next run."""
-        state, h, context, hooks, counted, left = self.state, self._h, self._context, self._hooks, self.counted, limit
-        self._runner = threading.get_ident()
+        h, context, hooks, stops, state, left = self._h, self._context, self._hooks, self._stops, self.state, limit
+        self._runner = get_ident()
         try:
-            while (left > 0 or not counted) and not (heed and self._interrupted):
+            while (left > 0 or not self.counted) and not (heed and self._interrupted):
                 hooks.code = None
                 native.context_restore(h, context)
-                error = native.emu_start(h, state.rip, 0, 0, left if counted else 0)
+                error = native.emu_start(h, state.rip, 0, 0, left if self.counted else 0)
                 assert not error, f"the emulator reports error {error}"
-                code, begun = hooks.code, 1
-                if hooks.chores or code == STRING:
-                    code, begun = self._do_chores(code)
+                code = hooks.code
+                if code is None or hooks.chores or code == STRING:
+                    code, ran = self._do_chores(code)
                 if code is not None:
-                    return self._stop(code)
-                native.context_save(h, context)
-                state.settle(lazy=True)
-                if counted:  # the count includes the instruction before which it stopped, if that had begun
-                    ran = hooks.counter.value - begun
-                    left, self.instructions = left - ran, self.instructions + ran
+                    stop, ran = stops.explain(code), stops.ran
+                    if stop is not None:
+                        self.instructions += ran
+                        return stop
+                self.instructions += ran
+                left -= ran
+            stops.end_shadow()
             if heed:
                 self._interrupted = False
         finally:
@@ -200,10 +196,10 @@ class Engine:
         return Stop(Kind.LIMIT)
 
     def _do_chores(self, code: int | None) -> tuple[int | None, int]:
-        """Do what the callbacks asked for; return the exit that is left and whether an instruction had begun."""
+        """Do what the callbacks asked for; return the exit that is left, and what ran if there is none."""
+        hooks = self._hooks
         if code is None:
             native.context_save(self._h, self._context)
-        hooks = self._hooks
         if code == STRING and not is_string_io(self.fetch(), self.state.code_bits):
             code, hooks.stale = None, True
         rescan, stale = hooks.rescan, hooks.stale
@@ -213,79 +209,12 @@ class Engine:
             self.flush_code()
         if rescan is not None and hooks.sites.plant(*rescan, self.state.code_bits):
             self.flush_code()  # in any address space: a hook is in every block at its address, or in none
-        return code, rescan is None
-
-    # -- stops --------------------------------------------------------------------------------------------------
-
-    def _stop(self, code: int) -> Stop:
-        kind, detail = self._codes.get(code) or (Kind.SOFTWARE_INT, code)
-        begun = kind not in _AFTER and code not in BETWEEN
-        if self.counted:
-            self.instructions += self._hooks.counter.value - (kind not in _AFTER)
-        self.state.settle(lazy=not (begun and self._is_hooked()))
-        if kind in _DETAILED:
-            return self._detailed(kind, detail, code)
-        return Stop(kind, detail)
-
-    def _is_hooked(self) -> bool:
-        """Whether there is a code hook on the instruction at RIP; with the counted clock there is one on all."""
-        return self.counted or (self.state.is_lazy and self._hooks.sites.hold(self._linear_rip()))
-
-    def _detailed(self, kind: Kind, detail: int, code: int) -> Stop:
-        """Return the stop for the kinds that say more, or that do not count as the others do."""
-        state = self.state
-        if kind is Kind.WINDOW:
-            self.open_window(False)
-        elif kind is Kind.MSR:
-            detail = state.error_code & 1
-        elif kind is Kind.WBINVD and decode(self.fetch(), state.code_bits).mnemonic == "invd":
-            kind = Kind.INVD  # the emulator reports both as WBINVD
-        elif kind is Kind.IO and code == PORT and self.counted:
-            self.instructions += self._hooks.count_at_port - self._hooks.counter.value
-        elif kind is Kind.SOFTWARE_INT:
-            assert code < VMEXIT, f"unexpected exit {code:#x}"
-            state.exception_is_int = 0  # sticky, or the next exit would report a stale RIP
-            state.rip = state.exception_next_rip
-        elif kind is Kind.SECOND_LEVEL:
-            return self._second_level_fault()
-        elif kind is Kind.EXCEPTION:
-            return self._exception(detail)
-        return Stop(kind, detail)
-
-    def _second_level_fault(self) -> Stop:
-        code, gpa = SecondLevelCode(self.state.error_code & 0x1F), self._fault_address()
-        if self.counted and (code.id or not self._can_fetch()):
-            self._not_begun()
-        return Stop(Kind.SECOND_LEVEL, 0, int(code), gpa)
-
-    def _exception(self, vector: int) -> Stop:
-        state = self.state
-        gva = self._fault_address() if vector == Vector.PF else 0
-        if self.counted and self._precedes_count(vector, gva):
-            self._not_begun()
-        return Stop(Kind.EXCEPTION, vector, state.error_code & 0xFFFF, gva)
-
-    def _not_begun(self) -> None:
-        """Correct the count and the flags: the code hook of the instruction at RIP has not run."""
-        self.instructions += 1
-        self.state.settle(lazy=True)
-
-    def _fault_address(self) -> int:
-        address: int = struct.unpack_from("<Q", self._hidden, FAULT_ADDRESS)[0]
-        return address
-
-    def _precedes_count(self, vector: int, gva: int) -> bool:
-        """Whether the count leaves out the instruction at RIP: it cannot be fetched, or the one before it trapped."""
-        if vector == Vector.PF:
-            is_read = not PageFaultCode(self.state.error_code & 0xFFFF).wr
-            near = (gva - self._linear_rip()) & self.state.linear_mask < LONGEST
-            return is_read and near and not self._can_fetch()
-        return vector == Vector.DB or (
-            vector == Vector.GP and not self._reader.is_canonical(self._linear_rip(), self.state.cr[4])
-        )
-
-    def _can_fetch(self) -> bool:
-        return is_whole(self.fetch(), self.state.code_bits)
+        if code is None:
+            self.state.settle(lazy=True)
+        if not self.counted:
+            return code, 0
+        # the count includes the instruction before which it stopped, if that had begun
+        return code, hooks.counter.value - (rescan is None)
 
     # -- traps --------------------------------------------------------------------------------------------------
 
@@ -367,7 +296,4 @@ class Engine:
         15 bytes, or fewer before the end of a page unless the instruction crosses it; none where it cannot fetch.
         """
         self._sync()
-        return self._reader.instruction(self._linear_rip(), self.state.code_bits, self.state.cr[4])
-
-    def _linear_rip(self) -> int:
-        return (self.state.segs[Sreg.CS].base + self.state.rip) & self.state.linear_mask
+        return self._reader.instruction(self.state.linear_rip, self.state.code_bits, self.state.cr[4])

@@ -7,6 +7,7 @@ with it the emulator ends the host process (see docs/deviations.md).
 from __future__ import annotations
 
 import mmap
+from array import array
 from dataclasses import dataclass
 
 from hvemu.bits import Register, bit
@@ -46,13 +47,16 @@ class SecondLevel:
 
     def clear(self) -> None:
         """Forget every mapping. The caller flushes the TLB."""
-        self._free = self._first_free
+        self._free, self._spare = self._first_free, list[int]()
         self.root = self._table()
 
     def _table(self) -> int:
-        if self._free + PAGE > self._end:  # a mirror may be dropped at any time: whoever maps fills it again
+        if self._spare:
+            offset = self._spare.pop()
+        elif self._free + PAGE > self._end:  # a mirror may be dropped at any time: whoever maps fills it again
             raise MemoryError("second-level tables are full")
-        offset, self._free = self._free, self._free + PAGE
+        else:
+            offset, self._free = self._free, self._free + PAGE
         start = offset // 8
         self._words[start : start + 512] = memoryview(bytes(PAGE)).cast("Q")
         return self._base + offset
@@ -78,8 +82,7 @@ class SecondLevel:
         """Replace a 2 MiB leaf by 512 small ones with the same meaning."""
         table = self._table()
         start, small = (table - self._base) // 8, large & ~_LARGE_PAGE
-        for n in range(512):
-            self._words[start + n] = small + n * PAGE
+        self._words[start : start + 512] = memoryview(array("Q", range(small, small + LARGE, PAGE)))
         entry = self._words[index] = table | _PRESENT | _WRITE | _USER
         return entry
 
@@ -91,18 +94,40 @@ class SecondLevel:
             large = not (gpa | hpa) % LARGE and end - gpa >= LARGE
             slot = self._slot(gpa, 1 if large else 0, create=True)
             assert slot is not None
-            self._words[slot] = hpa | flags | (_LARGE_PAGE if large else 0)
+            if large:
+                self._set_large(slot, hpa | flags | _LARGE_PAGE)
+            else:
+                self._words[slot] = hpa | flags
             step = LARGE if large else PAGE
             gpa, hpa = gpa + step, hpa + step
 
     def unmap(self, gpa: int, size: int) -> None:
-        """Remove the mapping of every page in the *size* bytes from *gpa*."""
-        for page in range(gpa, gpa + size, PAGE):
-            if (slot := self._slot(page, 0, create=False)) is not None:
-                if self._words[slot] & _LARGE_PAGE:
-                    slot = self._slot(page, 0, create=True)
-                    assert slot is not None
+        """Remove the mapping of every page in the *size* bytes from *gpa*.
+
+        Raises MemoryError when a large page must be split and the tables are full.
+        """
+        end = gpa + size
+        while gpa < end:
+            whole = not gpa % LARGE and end - gpa >= LARGE
+            slot = self._slot(gpa, 1, create=False) if whole else self._small(gpa)
+            if slot is not None and whole:
+                self._set_large(slot, 0)
+            elif slot is not None:
                 self._words[slot] = 0
+            gpa += LARGE if whole else PAGE
+
+    def _set_large(self, slot: int, entry: int) -> None:
+        """Write the entry for a whole large page; a table of small pages that was there is used again."""
+        old, self._words[slot] = self._words[slot], entry
+        if old & _PRESENT and not old & _LARGE_PAGE:
+            self._spare.append((old & _FRAME) - self._base)
+
+    def _small(self, gpa: int) -> int | None:
+        """Return the word index of the 4 KiB entry for *gpa*, splitting a large leaf; None if there is none."""
+        slot = self._slot(gpa, 0, create=False)
+        if slot is None or not self._words[slot] & _LARGE_PAGE:
+            return slot
+        return self._slot(gpa, 0, create=True)
 
     def lookup(self, gpa: int) -> Mapping | None:
         """Return the leaf that maps *gpa*, or None."""

@@ -84,14 +84,14 @@ class SingleStep:
 
     def _run_to_next(self, instruction: Instruction) -> Stop:
         state = self._state
-        begin = (state.segs[Sreg.CS].base + state.rip) & state.linear_mask
+        begin = state.linear_rip
         end = (begin + instruction.length) & state.linear_mask
         native.remove_blocks(self._handle, begin, begin + 1)
         native.remove_blocks(self._handle, end, end + 1)
         return self._run_to_hook(end, end)
 
     def _run_to_hook(self, begin: int, end: int) -> Stop:
-        self._start = (self._state.segs[Sreg.CS].base + self._state.rip) & self._state.linear_mask
+        self._start = self._state.linear_rip
         hook = native.hook_add(self._handle, native.HOOK_CODE, self._callback, begin=begin, end=end)
         try:
             return self._run()

@@ -13,7 +13,9 @@ _CPL, _INHIBIT, _CS32, _SS32, _ADDSEG = 3, 1 << 3, 1 << 4, 1 << 5, 1 << 6
 _PE, _LMA, _CS64, _VM = 1 << 7, 1 << 14, 1 << 15, 1 << 17
 _DERIVED = _CPL | _CS32 | _SS32 | _ADDSEG | _CS64
 _TF, _RF = 0x100, 0x10000
-_ARITHMETIC, _DF, _CC_OP_EFLAGS = 0x8D5, 0x400, 1
+_ARITHMETIC, _DF = 0x8D5, 0x400
+EFLAGS_WHOLE = 1
+"""The value of cc_op that says: the arithmetic flags are in cc_src, nothing is to be computed."""
 _L, _DB = 1 << 21, 1 << 22
 _RIGHTS, _CODE_OR_DATA, _ACCESSED = 0xF0FF, 0x10, 1
 _AVAILABLE_TSS, _BUSY = (1, 9), 2
@@ -49,22 +51,18 @@ class EngineState(RawState):
         if vm_changed:
             self.refresh()
 
-    @property
-    def is_lazy(self) -> bool:
-        """Whether cc_op says that the arithmetic flags are to be computed."""
-        return self.cc_op != _CC_OP_EFLAGS
-
     def settle(self, *, lazy: bool) -> None:
         """Make eflags whole after a stop: its arithmetic flags and DF are stale, but a run begins with them.
 
         They are *lazy*, to be computed from cc_op and its operands; but the code hook of an instruction puts them into
         cc_src, and an exit from that instruction restores a cc_op that does not know of it.
         """
-        self.eflags &= ~(_ARITHMETIC | _DF)
-        if lazy and self.is_lazy:
+        others = self.eflags & ~(_ARITHMETIC | _DF)
+        if lazy and self.cc_op != EFLAGS_WHOLE:
+            self.eflags = others
             self.eflags = self.read_flags()
         else:
-            self.eflags |= self.cc_src & _ARITHMETIC | (_DF if self.df < 0 else 0)
+            self.eflags = others | self.cc_src & _ARITHMETIC | (_DF if self.df < 0 else 0)
 
     cr0 = property(lambda self: self.cr[0], lambda self, value: self.write_cr(0, value))
     cr3 = property(lambda self: self.cr[3], lambda self, value: self.write_cr(3, value))
@@ -154,6 +152,11 @@ class EngineState(RawState):
     def linear_mask(self) -> int:
         """All the bits that a linear address can have in the current mode."""
         return _ALL64 if self.hflags & _CS64 else _ALL32
+
+    @property
+    def linear_rip(self) -> int:
+        """The gva of the instruction at RIP."""
+        return (self.segs[Sreg.CS].base + self.rip) & self.linear_mask
 
     def segment(self, index: int) -> Segment:
         """Read a segment register."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 
 class Kind(IntEnum):
@@ -45,8 +45,7 @@ class Kind(IntEnum):
     SYSENTER = 34
 
 
-@dataclass(slots=True)
-class Stop:
+class Stop(NamedTuple):
     """One stop of the engine.
 
     *detail* is what `Kind` says; *error_code* that of an exception or a second-level fault; *address* the gva of a #PF
@@ -79,8 +78,9 @@ BIT: dict[Kind, int] = {kind: 1 << (code - 0x60) for code, kind in _BY_CODE.item
 
 
 def decode_table() -> dict[int, tuple[Kind, int]]:
-    """Return the map from the emulator's interrupt number to (kind, detail)."""
+    """Return the map from the emulator's interrupt number to (kind, detail); below VMEXIT it is the vector of INT n."""
     table = {VMEXIT + code: (kind, 0) for code, kind in _BY_CODE.items()}
+    table.update({vector: (Kind.SOFTWARE_INT, vector) for vector in range(VMEXIT)})
     for first, kind, count in (
         (0x00, Kind.CR_READ, 16), (0x10, Kind.CR_WRITE, 16), (0x20, Kind.DR_READ, 16), (0x30, Kind.DR_WRITE, 16),
         (_EXCEPTION, Kind.EXCEPTION, 32),
