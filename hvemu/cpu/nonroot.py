@@ -241,6 +241,7 @@ class NonRoot:
             return None
         if fault.vector is Vector.DB:
             self._cpu.state.dr6 = self._dr6
+        self._save_flags(event)
         if vectoring is not None and fault.vector is not Vector.DF:
             self._record(exit_, vectoring)
         return exit_
@@ -273,6 +274,11 @@ class NonRoot:
         exit_.idt_vectoring, exit_.idt_error_code = int(vector), (vectoring.error_code or 0) if has_code else 0
         if kind >= EventType.SOFTWARE_INTERRUPT:
             exit_.instruction_length = vectoring.return_rip - self._cpu.state.rip
+
+    def _save_flags(self, event: Event) -> None:
+        """Set RF as the frame of *event* would have it (SDM 3C "Saving RIP, RSP, RFLAGS, and SSP")."""
+        state = self._cpu.state
+        state.rflags = event.flags_image(state.rflags)
 
     def interrupt(self) -> VmExit | None:
         """Decide about the external interrupt that is pending; an open window comes first."""
@@ -321,4 +327,5 @@ class NonRoot:
         exit_.detail = str(miss)
         if vectoring is not None:
             self._record(exit_, vectoring)
+            self._save_flags(vectoring)
         return exit_

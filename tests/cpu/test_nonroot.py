@@ -10,7 +10,7 @@ from hvemu.x86.registers import Gpr, Sreg
 from tests.cpu.nonroot_rig import BITMAPS, CODE, DATA, HANDLERS, PRIMARY, SECONDARY, STACK, Rig, fields
 
 ALL, WIDE = (16, 32, 64), (32, 64)
-BP, UD, GP = 3, 6, 13
+UD, GP, RF = 6, 13, 0x10000
 
 
 def handler(vector, bits):
@@ -19,10 +19,15 @@ def handler(vector, bits):
 
 
 def exits(rig, code, **expected):
-    """Assert that *code* leaves the guest at once, with exactly these fields, the rest 0, and touches no register."""
+    """Assert that *code* leaves the guest at once, with exactly these fields, the rest 0, and touches no register.
+
+    But for RF, which is as the frame of a fault would have it.
+    """
     assert rig.enter() is None
     before = rig.registers()
     assert fields(rig.run(code)) == {name: v for name, v in expected.items() if v or name == "reason"}
+    if expected["reason"] is Reason.EXCEPTION_OR_NMI:
+        before.rflags |= RF
     assert rig.registers() == before
 
 

@@ -254,6 +254,19 @@ def test_a_page_fault_during_delivery_of_a_page_fault_keeps_the_first_address_in
     assert DATA + 0x1000 <= exit_.qualification < DATA + 0x2000
 
 
+@pytest.mark.parametrize(("code", "vector", "rf"), [("0f0b", UD, 1), ("f1", DB, 0), ("cc", BP, 0)])
+@pytest.mark.parametrize("delivered", [False, True])
+def test_rf_is_saved_as_in_the_frame_that_the_event_would_have_had(code, vector, rf, delivered):
+    rig = bitmap(Rig(32), *([] if delivered else [vector]))
+    if delivered:
+        rig.ept.unmap(0, 0x20_0000)
+        rig.ept.map(CODE, CODE + 0x20_0000, 0x1000)
+        assert rig.run(code).reason is Reason.EPT_VIOLATION
+    else:
+        assert rig.run(code).reason is Reason.EXCEPTION_OR_NMI
+    assert rig.state.rflags == 2 | rf << 16
+
+
 # -- external interrupts ----------------------------------------------------------------------------------------------
 
 
