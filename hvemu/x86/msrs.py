@@ -37,9 +37,10 @@ _PAGES = (1 << PHYSICAL_ADDRESS_WIDTH - 12) - 1
 
 
 class ApicBase(Register):
-    """IA32_APIC_BASE (SDM 3A "Local APIC Status and Location"). x2APIC mode is not offered."""
+    """IA32_APIC_BASE (SDM 3A "Local APIC Status and Location"), with x2APIC mode in `extd`."""
 
     bsp = bit(8)
+    extd = bit(10)
     enable = bit(11)
     base = bits(51, 12)
 
@@ -96,6 +97,30 @@ class McgStatus(Register):
     ripv = bit(0)
     eipv = bit(1)
     mcip = bit(2)
+
+
+class SupervisorCet(Register):
+    """IA32_S_CET (SDM 4 "Architectural MSRs"), which this processor does not have."""
+
+    sh_stk_en = bit(0)
+    wr_shstk_en = bit(1)
+    endbr_en = bit(2)
+    leg_iw_en = bit(3)
+    no_track_en = bit(4)
+    suppress_dis = bit(5)
+    reserved = bits(9, 6)
+    suppress = bit(10)
+    tracker = bit(11)
+    legacy_bitmap = bits(63, 12)
+
+
+class BoundConfiguration(Register):
+    """IA32_BNDCFGS (SDM 4 "Architectural MSRs"), which this processor does not have."""
+
+    en = bit(0)
+    bndpreserve = bit(1)
+    reserved = bits(11, 2)
+    base = bits(63, 12)
 
 
 Rule = Callable[[int, int], int | None]
