@@ -7,12 +7,14 @@ from collections.abc import Callable
 from hvemu.devices.bus import Bus
 from hvemu.devices.debug_exit import DebugExit
 from hvemu.devices.debug_port import DebugPort
-from hvemu.devices.device import Clock, State
+from hvemu.devices.device import Clock, Device, State
 from hvemu.devices.pic import PicPair
 from hvemu.devices.pit import Pit
 from hvemu.devices.serial import Uart
 
 TIMER_IRQ, SERIAL_IRQ = 0, 4
+_Place = tuple[int, int, Device, int, int]
+"""First port, number of ports, device, offset of the first port in it, widest access."""
 
 
 class Board:
@@ -30,8 +32,16 @@ class Board:
         self.pit.start_as_firmware_does()
         self.uart = Uart.as_firmware_leaves_it(irq=self.pic.line(SERIAL_IRQ), output=self.print)
         self.debug, self.exit = DebugPort(self.print), DebugExit()
-        self._input = bytearray()
+        self._input, self._added = bytearray(), list[_Place]()
         self._wire()
+
+    def add(self, first: int, count: int, device: Device, *, width: int = 1) -> None:
+        """Put one more *device* at *count* ports from *first*. It is no part of `state`, and `restore` leaves it alone.
+
+        *width* is the widest access in bytes that it takes at once.
+        """
+        self._added.append((first, count, device, 0, width))
+        self._ports.add(first, count, device, width=width)
 
     def _wire(self) -> None:
         """Put the devices at their ports."""
@@ -47,6 +57,7 @@ class Board:
             (0xE9, 1, self.debug, 0, 1),
             (0xF4, 4, self.exit, 0, 4),
             (0x3F8, 8, self.uart, 0, 1),
+            *self._added,
         ):
             self._ports.add(first, count, device, offset=offset, width=width)
 
