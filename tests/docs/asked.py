@@ -1,13 +1,12 @@
-"""A hypervisor that asks for one more kind of exit, and skips the instruction that makes it."""
+"""A hypervisor that asks for one more kind of exit, from some moment on, and skips the instruction that makes it."""
 
 from __future__ import annotations
 
+from hvemu.techniques.base import Outcome
 from hvemu.techniques.hardware import Hardware
-from hvemu.techniques.vm import Vm
 from hvemu.vmx.controls import PrimaryProcessorBased, SecondaryProcessorBased
 from hvemu.vmx.fields import Field
 from hvemu.vmx.reasons import Reason
-from hvemu.x86.state import CpuState
 
 REGISTERS = {
     PrimaryProcessorBased: Field.PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS,
@@ -23,12 +22,12 @@ def control(name: str) -> tuple[Field, int]:
 
 
 class Asking(Hardware):
-    """Sets the control *name*; exits for *reason* do nothing but end the instruction."""
+    """Sets the control *name* at the guest's first CPUID; exits for *reason* do nothing but end the instruction."""
 
     def __init__(self, reason: Reason, name: str) -> None:
-        super().__init__({reason: lambda vm, _qualification: vm.advance()})
+        super().__init__({reason: lambda vm, _qualification: vm.advance(), Reason.CPUID: self._begin})
         self._field, self._bit = control(name)
 
-    def install(self, vm: Vm, boot: CpuState) -> None:
-        super().install(vm, boot)
+    def _begin(self, _vm: Hardware, _qualification: int) -> Outcome:
         self.vmcs[self._field] |= self._bit
+        return self.advance()

@@ -38,6 +38,7 @@ main:
 ONE = """
     cli
     mov dword ptr [resume], offset after{n}
+    cpuid                       # tells a hypervisor that it begins
     {setup}
 here{n}:
     {instruction}

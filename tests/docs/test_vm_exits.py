@@ -119,7 +119,7 @@ def test_a_qualification_is_what_the_layout_says(instruction):
 
     technique = Hardware() if control is None else Asking(Reason[row[1]], control)
     technique.handlers[Reason[row[1]]] = note
-    image = from_source(f'.include "lib/kernel32.inc"\nmain:\nmov eax, 0x400\n{instruction}\nhlt\n')
+    image = from_source(f'.include "lib/kernel32.inc"\nmain:\ncpuid\nmov eax, 0x400\n{instruction}\nhlt\n')
     Machine(image, technique).run()
     assert found[-1] == QUALIFIED[instruction]
     assert kind(row[3] if row in SEEN else row[4]) is not int
