@@ -191,8 +191,7 @@ class Cpu:
 
     def run_natively(self) -> VmExit | None:
         """Let the instruction at RIP run on the engine although its kind is intercepted."""
-        self.engine.arm(())
-        self.engine.arm_registers(cr_read=0, cr_write=0, dr_read=0, dr_write=0)
+        self.engine.disarm()
         stop = self.engine.step()
         self.arm()
         return self.act(stop)

@@ -35,9 +35,11 @@ from hvemu.engine.single_step import SingleStep
 from hvemu.engine.state import EngineState
 from hvemu.engine.stops import Stops
 from hvemu.engine.traps import ALWAYS, BIT, GIF, Kind, Stop
-from hvemu.x86.decode import Truncated, decode
+from hvemu.x86.decode import LONGEST, Truncated, decode
 from hvemu.x86.vectors import Fault
 
+_FLUSHING = frozenset({Kind.CR_WRITE, Kind.INVLPG})
+"""Stops at instructions that flush the TLB, all of which are always armed."""
 _CPU_MODEL = 26  # Icelake-Server: decodes SYSENTER in 64-bit mode, as Intel does
 _CR_REGISTERS = {0: 50, 3: 53, 4: 54}
 _EFLAGS_REGISTER = 25
@@ -71,6 +73,7 @@ class Engine:
         self._context: int = context.value or 0
         self.counted, self.instructions = counted, 0
         self._interrupted, self._runner = False, 0
+        self._code_pages: dict[tuple[int, int], int] = {}  # (gva, CR3): hpa, until something flushes the TLB
         self._reader, self._pages = Code(self._h, self._hidden), CodePages(self._h)
         self._hooks = Hooks(self._h, self._context, self._reader, self._pages, counted=counted)
         verify(self._uc, self._context)
@@ -185,6 +188,8 @@ class Engine:
                     stop, ran = stops.explain(code), stops.ran
                     if stop is not None:
                         self.instructions += ran
+                        if stop.kind in _FLUSHING:
+                            self._code_pages.clear()
                         return stop
                 self.instructions += ran
                 left -= ran
@@ -225,6 +230,12 @@ class Engine:
             word |= BIT[kind]
         self.state.intercept = word
 
+    def disarm(self) -> None:
+        """Let everything pass that the emulator can do itself, until `arm` and `arm_registers`: for a single step."""
+        self.arm(())
+        self.state.intercept &= ~BIT[Kind.INVLPG]
+        self.arm_registers(cr_read=0, cr_write=0, dr_read=0, dr_write=0)
+
     def arm_registers(self, *, cr_read: int, cr_write: int, dr_read: int, dr_write: int) -> None:
         """Stop at accesses to control and debug registers; bit n of a mask stands for register n."""
         state = self.state
@@ -248,6 +259,7 @@ class Engine:
         native.context_save(self._h, self._context)
         self.state.cr[number] = value
         self.state.refresh()
+        self._code_pages.clear()
 
     def _read_flags(self) -> int:
         value = ctypes.c_uint64()
@@ -278,6 +290,7 @@ class Engine:
 
     def flush_tlb(self) -> None:
         """Forget cached translations, first and second level."""
+        self._code_pages.clear()
         native.flush_tlb(self._h)
 
     def flush_code(self) -> None:
@@ -295,5 +308,14 @@ class Engine:
 
         15 bytes, or fewer before the end of a page unless the instruction crosses it; none where it cannot fetch.
         """
+        gva = self.state.linear_rip
+        offset = gva % PAGE
+        hpa = self._code_pages.get((gva - offset, self.state.cr[3]))
+        if hpa is not None and offset <= PAGE - LONGEST:
+            return self.ram[hpa + offset : hpa + offset + LONGEST]
         self._sync()
-        return self._reader.instruction(self.state.linear_rip, self.state.code_bits, self.state.cr[4])
+        code = self._reader.instruction(gva, self.state.code_bits, self.state.cr[4])
+        hpa = self._reader.hpa(gva) if code else None
+        if hpa is not None and hpa < len(self.ram):
+            self._code_pages[gva - offset, self.state.cr[3]] = hpa - offset
+        return code

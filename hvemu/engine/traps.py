@@ -91,6 +91,6 @@ def decode_table() -> dict[int, tuple[Kind, int]]:
 
 ALWAYS = (
     Kind.WINDOW, Kind.RDTSC, Kind.RDPMC, Kind.CPUID, Kind.INVD, Kind.PAUSE, Kind.HLT, Kind.MSR, Kind.WBINVD,
-    Kind.MONITOR, Kind.MWAIT,
+    Kind.MONITOR, Kind.MWAIT, Kind.INVLPG,
 )  # fmt: skip
-"""Stops that are always armed: without them the emulator would act on its own, and wrongly."""
+"""Stops that are always armed: without them the emulator would act on its own, and wrongly or unseen."""

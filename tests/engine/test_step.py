@@ -65,7 +65,7 @@ PLAIN = {
     "lock add": b"\xf0\x01\x07", "movs": b"\xa4", "rep movs": b"\xf3\xa4", "rep stos": b"\xf3\xaa",
     "repne scas": b"\xf2\xae", "repe cmps": b"\xf3\xa6", "rep with count 0": b"\xf3\xa4", "mul": b"\xf7\xe1",
     "enter": b"\xc8\x10\x00\x00", "leave": b"\xc9", "mov cr3": b"\x0f\x20\xd8", "smsw": b"\x0f\x01\xe0",
-    "clts": b"\x0f\x06", "sgdt": b"\x0f\x01\x07", "invlpg": b"\x0f\x01\x3f", "fninit": b"\xdb\xe3",
+    "clts": b"\x0f\x06", "sgdt": b"\x0f\x01\x07", "fninit": b"\xdb\xe3",
     "xadd": b"\x0f\xc1\x07",
     "bts": b"\x0f\xab\x07", "lss": b"\x0f\xb2\x27",
 }  # fmt: skip
@@ -74,6 +74,7 @@ STOPPING = {
     "outs": (b"\x6e", (Kind.IO, 0)), "ud2": (b"\x0f\x0b", (Kind.EXCEPTION, 6)), "rdmsr": (b"\x0f\x32", (Kind.MSR, 0)),
     "int3": (b"\xcc", (Kind.SOFTWARE_INT, 3)), "int": (b"\xcd\x80", (Kind.SOFTWARE_INT, 0x80)),
     "int 6": (b"\xcd\x06", (Kind.SOFTWARE_INT, 6)), "div by zero": (b"\xf6\xf5", (Kind.EXCEPTION, 0)),
+    "invlpg": (b"\x0f\x01\x3f", (Kind.INVLPG, 0)),
 }  # fmt: skip
 
 

@@ -68,12 +68,12 @@ INSTRUCTIONS = {
 CASES = [(name, bits) for name, (_, _, sizes) in INSTRUCTIONS.items() for bits in sizes]
 ALWAYS = frozenset(
     {Kind.RDTSC, Kind.RDPMC, Kind.CPUID, Kind.INVD, Kind.PAUSE, Kind.HLT, Kind.MSR, Kind.WBINVD, Kind.IO, Kind.SYSCALL,
-     Kind.SYSENTER}
+     Kind.SYSENTER, Kind.INVLPG}
 )  # fmt: skip
 UNDEFINED = frozenset({Kind.MONITOR, Kind.MWAIT})
 REGISTERS = frozenset({Kind.CR_READ, Kind.CR_WRITE, Kind.DR_READ, Kind.DR_WRITE})
 OPTIONAL = frozenset(Kind(n) for n in range(Kind.IDTR_READ, Kind.TR_WRITE + 1)) | {
-    Kind.PUSHF, Kind.POPF, Kind.IRET, Kind.INVLPG
+    Kind.PUSHF, Kind.POPF, Kind.IRET
 }  # fmt: skip
 
 
@@ -226,10 +226,13 @@ def test_after_int_n_the_next_stop_has_its_own_rip(first, then):
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_invlpg_runs_natively_and_forgets_a_translation(bits):
+def test_a_disarmed_invlpg_runs_natively(bits):
     r = rig(bits)
+    r.engine.disarm()
     assert r.run(b"\x0f\x01\x3b\xf4").kind is Kind.HLT
     assert r.offset == 3
+    r.engine.arm(())
+    assert r.run(b"\x0f\x01\x3b\xf4").kind is Kind.INVLPG
 
 
 def test_fetch_returns_the_bytes_at_rip():
