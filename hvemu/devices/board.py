@@ -48,7 +48,7 @@ class Board:
         self.changed = True
         self._ports, self.memory = Bus(), Bus()
         pic, pit = self.pic, self.pit
-        for first, count, device, offset, width in (
+        places: tuple[_Place, ...] = (
             (0x20, 2, pic, pic.MASTER, 1),
             (0xA0, 2, pic, pic.SLAVE, 1),
             (0x4D0, 2, pic, pic.ELCR, 1),
@@ -58,7 +58,8 @@ class Board:
             (0xF4, 4, self.exit, 0, 4),
             (0x3F8, 8, self.uart, 0, 1),
             *self._added,
-        ):
+        )
+        for first, count, device, offset, width in places:
             self._ports.add(first, count, device, offset=offset, width=width)
 
     def __repr__(self) -> str:
