@@ -43,6 +43,9 @@ def enabled(dr7: int) -> tuple[Breakpoint, ...]:
     )
 
 
+_ENABLES = int(Dr7(enables=0xFF))
+
+
 class Breakpoints:
     """The breakpoints of the processor of *state*.
 
@@ -61,7 +64,7 @@ class Breakpoints:
     @property
     def armed(self) -> bool:
         """Whether DR7 enables any."""
-        return bool(Dr7(self._state.dr7).enables)
+        return bool(self._state.dr7 & _ENABLES)
 
     def check_trap(self) -> None:
         """Raise Fault(#DB) for what the last instruction accessed, unless a load of SS holds it back."""

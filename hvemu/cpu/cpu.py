@@ -166,7 +166,12 @@ class Cpu:
 
         Raises Fault(#DB) for a single-step trap.
         """
-        self.retired(stepping=self.state.retire(self.after(length)), repeats=not length)
+        state = self.state
+        stepping = state.retire((state.rip + length) & state.linear_mask)
+        if stepping or not length or self.breakpoints.armed:
+            self.retired(stepping=stepping, repeats=not length)
+        else:
+            self.engine.instructions += 1
 
     def retired(self, *, stepping: bool, repeats: bool = False) -> None:
         """Count an instruction that was emulated, and set RIP. Raises Fault(#DB) when it ends with TF *stepping*.

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 _PIN, _PRIMARY = Field.PIN_BASED_VM_EXECUTION_CONTROLS, Field.PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS
 _SECONDARY, _ENTRY = Field.SECONDARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS, Field.VM_ENTRY_CONTROLS
 _ACTIVITY, _INTERRUPTIBILITY = Field.GUEST_ACTIVITY_STATE, Field.GUEST_INTERRUPTIBILITY_STATE
+_ACTIVE, _HALTED = int(Activity.ACTIVE), int(Activity.HLT)
 _CR0_MASK, _CR4_MASK = Field.CR0_GUEST_HOST_MASK, Field.CR4_GUEST_HOST_MASK
+_ALL, _NONE = frozenset(Field), frozenset[Field]()
 _CONTROLS = frozenset({_PIN, _PRIMARY, _SECONDARY, _CR0_MASK, _CR4_MASK, Field.TSC_OFFSET})
 _EPT = frozenset({_PRIMARY, _SECONDARY, Field.EPT_POINTER})
 _TABLES = frozenset({
@@ -77,11 +79,11 @@ class Transition:
         """Perform VM entry; return the event to inject. Raises VmFail, EntryFailed."""
         vmcs, cpu = self._vmcs, self._cpu
         fresh = not vmcs.valid or vmcs.state is not cpu.state
-        changed = frozenset(Field) if fresh else frozenset(vmcs.dirty)
+        changed = _ALL if fresh else frozenset(vmcs.dirty) if vmcs.dirty else _NONE
         event = vm_entry(vmcs, cpu.state, launch=not vmcs.launched)
         if changed or cpu.msrs.writes != self._seen:
             self._load(changed)
-        if vmcs.values[_ACTIVITY] == Activity.HLT:
+        if vmcs.values[_ACTIVITY] == _HALTED:
             cpu.halted, cpu.attention = event is None, True
         return event
 
@@ -163,7 +165,7 @@ class Transition:
         """Perform VM exit, but for loading host state."""
         vmcs, cpu = self._vmcs, self._cpu
         values = vmcs.values
-        values[_ACTIVITY] = Activity.HLT if cpu.halted else Activity.ACTIVE
+        values[_ACTIVITY] = _HALTED if cpu.halted else _ACTIVE
         cpu.halted = False
         self.note_blocking()
         if cpu.msrs.writes != self._seen:

@@ -11,9 +11,11 @@ from hvemu.techniques.vm import SLICE, Budget, Vm
 from hvemu.vmx.entry import EntryFailed
 from hvemu.vmx.exit import VmExit
 from hvemu.vmx.fail import VmFail
+from hvemu.vmx.reasons import Reason
 from hvemu.x86.registers import Rflags
 from hvemu.x86.vectors import Fault, TripleFault
 
+_NAMES = {reason: reason.name for reason in Reason}
 _DEADLY = (TripleFault, Shutdown, VmFail, EntryFailed)
 _SLEEPS = 10_000
 """Deadlines that a halted guest sleeps through before nothing is expected to wake it."""
@@ -71,7 +73,7 @@ def handle(vm: Vm, exit_: VmExit) -> Ending | None:
             outcome = None
     except _DEADLY as dead:
         return Ending(How.DIED, why=str(dead))
-    what = exit_.what or exit_.reason.name
+    what = exit_.what or _NAMES[exit_.reason]
     books.by_reason[what] += 1
     if vm.sink is not None and before is not None:
         vm.sink(ExitEvent(books.exits, *before, what, exit_.detail))
@@ -93,11 +95,11 @@ def _ended(vm: Vm, budget: Budget) -> Ending | None:
 
 def _limit(vm: Vm, budget: Budget) -> int:
     """Return how many instructions may run before the loop must look again."""
-    limit = SLICE
+    limit, deadline = SLICE, vm.deadline
+    if deadline is not None and (left := deadline - vm.clock.now) < limit:
+        limit = max(1, left)
     if budget.max_instructions is not None:
         limit = min(limit, budget.max_instructions - vm.instructions)
-    if vm.deadline is not None:
-        limit = min(limit, max(1, vm.deadline - vm.clock.now))
     return limit
 
 
