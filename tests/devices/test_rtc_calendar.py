@@ -12,7 +12,7 @@ from hvemu.devices.rtc_calendar import Format, Moment, days_of, seconds_until
 
 DAY = 86400
 # Years in which the clock's calendar, where each fourth year is a leap year, is the real one.
-WHEN = st.datetimes(datetime.min.replace(year=1904), datetime.max.replace(year=2095))
+WHEN = st.datetimes(datetime.fromisoformat("1904-01-01"), datetime.fromisoformat("2096-01-01"))
 
 
 def moment(when):
