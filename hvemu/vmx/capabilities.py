@@ -148,6 +148,7 @@ class EptVpid(Register):
     invept = bit(20)
     accessed_dirty = bit(21)
     advanced_exit_information = bit(22)
+    supervisor_shadow_stack = bit(23)
     invept_single = bit(25)
     invept_all = bit(26)
     invvpid = bit(32)

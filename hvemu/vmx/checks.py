@@ -1,11 +1,9 @@
 """The checks of VM entry as rows, one per clause of the manual.
 
-A row's clause is the docstring of its predicate; the predicate's parameters are the fields that it reads, by their
-names in lower case or by SHORT names, wrapped in the type that annotates them. So a row knows by itself what it depends
-on, and it is run again only after one of these fields was written.
-
-Clauses about features that the processor does not offer have no row: the control that turns the feature on is
-reserved, and the row for reserved bits refuses it.
+A row's clause is the docstring of its predicate, with values of the processor in braces. The predicate's parameters are
+the fields that it reads, by their names in lower case or by SHORT names, wrapped in the type that annotates them; a
+parameter of type Processor or Surroundings gets that. So a row knows by itself what it depends on, and it is run again
+only after one of these fields was written.
 """
 
 from __future__ import annotations
@@ -13,93 +11,156 @@ from __future__ import annotations
 import inspect
 from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
-from typing import get_type_hints
+from functools import partial
+from typing import Protocol, get_type_hints
 
+from hvemu.vmx.controls import PrimaryProcessorBased, SecondaryProcessorBased
 from hvemu.vmx.dump import describe
 from hvemu.vmx.fields import Field
 from hvemu.vmx.guest_state import PARTS, segment_field
+from hvemu.vmx.processor import HVEMU, UNKNOWN, Processor, Surroundings
 from hvemu.vmx.reasons import EntryFailure
 from hvemu.vmx.vmcs import Vmcs
-from hvemu.x86.cpuid import PHYSICAL_ADDRESS_WIDTH
 
 Predicate = Callable[..., bool]
 Register = Callable[[Predicate], Predicate]
+_PRIMARY = Field.PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS
+_SECONDARY = Field.SECONDARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS
 SHORT: dict[str, Field] = {
     "pin": Field.PIN_BASED_VM_EXECUTION_CONTROLS,
-    "primary": Field.PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS,
-    "secondary": Field.SECONDARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS,
+    "primary": _PRIMARY,
+    "secondary": _SECONDARY,
     "exits": Field.VM_EXIT_CONTROLS,
     "entry": Field.VM_ENTRY_CONTROLS,
     "event": Field.VM_ENTRY_INTERRUPTION_INFORMATION,
     "blocking": Field.GUEST_INTERRUPTIBILITY_STATE,
     "activity": Field.GUEST_ACTIVITY_STATE,
 }
+ACTIVE = "active"
+"""The parameter that stands for the secondary controls as they act: all 0 unless they are activated."""
 
 
 class CheckArea(Enum):
     """What a clause constrains; the value says how a real processor reports that it does not hold."""
 
-    CONTROLS = "VM-instruction error 7"
-    HOST_STATE = "VM-instruction error 8"
+    CONTROLS = "VM-instruction error 7, VM entry with invalid control field(s)"
+    HOST_STATE = "VM-instruction error 8, VM entry with invalid host-state field(s)"
     GUEST_STATE = "VM exit with reason 33, VM-entry failure due to invalid guest state"
+
+
+class Section(Enum):
+    """The manual's sections on the checks, in its order: what they constrain, the title, and a part without one."""
+
+    EXECUTION_CONTROLS = (CheckArea.CONTROLS, "Checks on VMX Controls", "VM-execution control fields")
+    EXIT_CONTROLS = (CheckArea.CONTROLS, "Checks on VMX Controls", "VM-exit control fields")
+    ENTRY_CONTROLS = (CheckArea.CONTROLS, "Checks on VMX Controls", "VM-entry control fields")
+    HOST_REGISTERS = (CheckArea.HOST_STATE, "Checks on Host Control Registers, MSRs, and SSP", "")
+    HOST_SEGMENTS = (CheckArea.HOST_STATE, "Checks on Host Segment and Descriptor-Table Registers", "")
+    ADDRESS_SPACE = (CheckArea.HOST_STATE, "Checks Related to Address-Space Size", "")
+    GUEST_REGISTERS = (CheckArea.GUEST_STATE, "Checks on Guest Control Registers, Debug Registers, and MSRs", "")
+    GUEST_SEGMENTS = (CheckArea.GUEST_STATE, "Checks on Guest Segment Registers", "")
+    GUEST_TABLES = (CheckArea.GUEST_STATE, "Checks on Guest Descriptor-Table Registers", "")
+    GUEST_RIP = (CheckArea.GUEST_STATE, "Checks on Guest RIP, RFLAGS, and SSP", "")
+    GUEST_OTHER = (CheckArea.GUEST_STATE, "Checks on Guest Non-Register State", "")
+    GUEST_PDPTES = (CheckArea.GUEST_STATE, "Checks on Guest Page-Directory-Pointer-Table Entries", "")
+
+    def __init__(self, area: CheckArea, title: str, part: str) -> None:
+        self.area, self.title, self.part = area, title, part
+
+
+class Fields(Protocol):
+    """Values by field: a Vmcs or a mapping."""
+
+    def __getitem__(self, field: Field, /) -> int:
+        """Return the value of *field*."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument of a predicate: the fields it is made of, and how."""
+
+    fields: tuple[Field, ...]
+    make: Callable[[Fields, Processor, Surroundings], object]
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One clause. *breaks* is the smallest edit of the minimal VMCS that violates it; *clause* is the rule in words."""
+    """One clause.
 
-    area: CheckArea
+    *breaks* is the smallest edit of the minimal VMCS that violates it, where needed in the surroundings *near*;
+    *clause* is the rule in words.
+    """
+
+    section: Section
     name: str
     clause: str
-    sdm: str
     breaks: Mapping[Field, int]
     reads: tuple[Field, ...]
-    kinds: tuple[type[int], ...]
+    arguments: tuple[Argument, ...]
     holds: Predicate
+    looks_around: bool
     qualification: EntryFailure = EntryFailure.OTHER
+    near: Surroundings = UNKNOWN
 
-    def passes(self, values: Mapping[Field, int]) -> bool:
+    @property
+    def area(self) -> CheckArea:
+        """What the clause constrains."""
+        return self.section.area
+
+    @property
+    def sdm(self) -> str:
+        """The title of the manual's section."""
+        return self.section.title
+
+    @property
+    def report(self) -> str:
+        """What a real processor says when the clause does not hold."""
+        detail = f", qualification {self.qualification.value}" if self.area is CheckArea.GUEST_STATE else ""
+        return f"{self.area.value}{detail}"
+
+    def passes(self, values: Fields, on: Processor = HVEMU, around: Surroundings = UNKNOWN) -> bool:
         """Whether *values*, at least of the fields that it reads, satisfy the clause."""
-        return self.holds(*[kind(values[f]) for f, kind in zip(self.reads, self.kinds, strict=True)])
+        return self.holds(*[argument.make(values, on, around) for argument in self.arguments])
 
-    def explain(self, vmcs: Vmcs) -> str:
+    def words(self, on: Processor = HVEMU) -> str:
+        """Return the rule in words, with the values of the processor."""
+        return self.clause.format(on=on)
+
+    def explain(self, values: Fields, on: Processor = HVEMU) -> str:
         """Return, for a person, the clause, the values that violate it, and what a real processor says."""
-        report = self.area.value
-        if self.area is CheckArea.GUEST_STATE:
-            report += f", qualification {self.qualification.value}"
-        values = [f"  {f.name} = {describe(f, vmcs[f])}" for f in self.reads]
-        return "\n".join([str(self), *values, f"  a real processor reports {report}"])
+        lines = [f"  {f.name} = {describe(f, values[f])}" for f in self.reads]
+        first = f'{self.name}: {self.words(on)} [SDM 3C "{self.sdm}"]'
+        return "\n".join([first, *lines, f"  a real processor reports {self.report}"])
 
     def __str__(self) -> str:
-        return f'{self.name}: {self.clause} [SDM 3C "{self.sdm}"]'
+        return f'{self.name}: {self.words()} [SDM 3C "{self.sdm}"]'
 
 
 CHECKS: list[Check] = []
-"""Every clause, controls first, then host state, then guest state."""
-_RANK = {area: rank for rank, area in enumerate(CheckArea)}
-
-
-def _register(row: Check) -> None:
-    insort(CHECKS, row, key=lambda c: _RANK[c.area])
+"""Every clause, in the order of the manual."""
+_RANK = {section: rank for rank, section in enumerate(Section)}
 
 
 def check(
-    area: CheckArea, sdm: str, breaks: Mapping[Field, int], qualification: EntryFailure = EntryFailure.OTHER
+    section: Section,
+    breaks: Mapping[Field, int],
+    qualification: EntryFailure = EntryFailure.OTHER,
+    near: Surroundings = UNKNOWN,
 ) -> Register:
-    """Register the decorated predicate as a clause of the section *sdm*."""
+    """Register the decorated predicate as a clause of *section*, after those that it has already."""
 
     def register(holds: Predicate) -> Predicate:
-        reads = tuple(_field(p) for p in inspect.signature(holds).parameters)
-        kinds = _kinds(holds)
-        _register(Check(area, holds.__name__, _clause(holds), sdm, breaks, reads, kinds, holds, qualification))
+        row = _row(section, holds.__name__, _clause(holds), breaks, _arguments(holds), holds)
+        _register(replace(row, qualification=qualification, near=near))
         return holds
 
     return register
 
 
-def check_segments(registers: Iterable[str], sdm: str, breaks: Mapping[str, int]) -> Register:
+def check_segments(registers: Iterable[str], section: Section, breaks: Mapping[str, int]) -> Register:
     """Register one clause of guest state for each of *registers*.
 
     The predicate's parameters may also be the parts of a segment register: selector, base, limit, rights. A name in
@@ -111,34 +172,136 @@ def check_segments(registers: Iterable[str], sdm: str, breaks: Mapping[str, int]
 
     def register_all(holds: Predicate) -> Predicate:
         for register in registers:
-            reads = tuple(resolve(register, p) for p in inspect.signature(holds).parameters)
             edit = {resolve(register, name): value for name, value in breaks.items()}
-            name = f"{register.lower()}_{holds.__name__}"
-            clause = _clause(holds).format(register=register)
-            _register(Check(CheckArea.GUEST_STATE, name, clause, sdm, edit, reads, _kinds(holds), holds))
+            name, clause = f"{register.lower()}_{holds.__name__}", _clause(holds).replace("{register}", register)
+            _register(_row(section, name, clause, edit, _arguments(holds, partial(resolve, register)), holds))
         return holds
 
     return register_all
+
+
+def check_each(
+    section: Section,
+    fields: Iterable[str],
+    value: int,
+    breaks: Mapping[Field, int] | None = None,
+    qualification: EntryFailure = EntryFailure.OTHER,
+) -> Register:
+    """Register one clause for each of *fields*, which *value* breaks, after the edit *breaks*.
+
+    The predicate's parameter `value` is the field, and {field} in the docstring its name.
+    """
+
+    def register_all(holds: Predicate) -> Predicate:
+        for field in map(_field, fields):
+            arguments = _arguments(holds, partial(_field_or, field))
+            name, clause = f"{field.name.lower()}_{holds.__name__}", _clause(holds).replace("{field}", field.name)
+            row = _row(section, name, clause, {**(breaks or {}), field: value}, arguments, holds)
+            _register(replace(row, qualification=qualification))
+        return holds
+
+    return register_all
+
+
+def check_addresses(
+    section: Section, fields: Iterable[str], breaks: Mapping[Field, int], *, alignment: int = 4096
+) -> Register:
+    """Register two clauses for each of *fields*, physical addresses: it is aligned, and a physical address.
+
+    They apply where the decorated predicate says so; its docstring is the condition, *breaks* makes it true.
+    """
+    low = alignment.bit_length() - 2
+
+    def register_all(applies: Predicate) -> Predicate:
+        condition = _clause(applies).removesuffix(".")
+        for field in map(_field, fields):
+            arguments = (_PROCESSOR, _plain(field), *_arguments(applies))
+            for name, rule, value, fits in (
+                ("is_aligned", f"bits {low}:0 of {field.name} must be 0.", alignment >> 1, _multiple_of(alignment)),
+                ("is_physical", f"{field.name} must not set bits from {_WIDTH} on.", 1 << 52, Processor.is_physical),
+            ):
+                clause, edit = f"{condition}, {rule}", {**breaks, field: value}
+                name_ = f"{field.name.lower()}_{name}"
+                _register(_row(section, name_, clause, edit, arguments, _where(applies, fits)))
+        return applies
+
+    return register_all
+
+
+_WIDTH = "{on.physical_address_width}"
+_PROCESSOR = Argument((), lambda _values, on, _around: on)
+Fits = Callable[[Processor, int], bool]
+
+
+def _multiple_of(alignment: int) -> Fits:
+    return lambda _on, hpa: not hpa % alignment
+
+
+def _where(applies: Predicate, fits: Fits) -> Predicate:
+    return lambda on, hpa, *rest: not applies(*rest) or fits(on, hpa)
+
+
+def _row(
+    section: Section, name: str, clause: str, breaks: Mapping[Field, int], arguments: tuple[Argument, ...],
+    holds: Predicate,
+) -> Check:  # fmt: skip
+    reads = tuple(dict.fromkeys(f for argument in arguments for f in argument.fields))
+    looks_around = any(argument is _AROUND for argument in arguments)
+    return Check(section, name, clause, breaks, reads, arguments, holds, looks_around)
+
+
+def _register(row: Check) -> None:
+    insort(CHECKS, row, key=lambda c: _RANK[c.section])
 
 
 def _field(parameter: str) -> Field:
     return SHORT.get(parameter) or Field[parameter.upper()]
 
 
+def _field_or(value: Field, parameter: str) -> Field:
+    return value if parameter == "value" else _field(parameter)
+
+
+def _arguments(holds: Predicate, resolve: Callable[[str], Field] = _field) -> tuple[Argument, ...]:
+    hints = get_type_hints(holds)
+    return tuple(_argument(p, hints[p], resolve) for p in inspect.signature(holds).parameters)
+
+
+_AROUND = Argument((), lambda _values, _on, around: around)
+
+
+def _argument(parameter: str, kind: type, resolve: Callable[[str], Field]) -> Argument:
+    if kind is Processor:
+        return _PROCESSOR
+    if kind is Surroundings:
+        return _AROUND
+    if parameter == ACTIVE:
+        return Argument((_PRIMARY, _SECONDARY), lambda values, _on, _around: active_secondary(values))
+    return _plain(resolve(parameter), kind)
+
+
+def _plain(field: Field, kind: type = int) -> Argument:
+    return Argument((field,), lambda values, _on, _around: kind(values[field]))
+
+
 def _clause(holds: Predicate) -> str:
     return " ".join((inspect.getdoc(holds) or "").split())
 
 
-def _kinds(holds: Predicate) -> tuple[type[int], ...]:
-    hints = get_type_hints(holds)
-    return tuple(hints[p] for p in inspect.signature(holds).parameters)
+_NONE = SecondaryProcessorBased()
+_ACTIVATE = int(PrimaryProcessorBased(activate_secondary_controls=1))
+
+
+def active_secondary(values: Fields) -> SecondaryProcessorBased:
+    """Return the secondary controls as they act: all 0 unless "activate secondary controls" is 1."""
+    return SecondaryProcessorBased(values[_SECONDARY]) if values[_PRIMARY] & _ACTIVATE else _NONE
 
 
 class Plan:
     """Some clauses, in the order of the manual, and the fields that they read.
 
-    Clauses look at nothing but their fields, so values that have just passed pass again: a handler that injects the
-    same exception a thousand times pays once.
+    Clauses look at nothing but their fields, unless the surroundings are known, so values that have just passed pass
+    again: a handler that injects the same exception a thousand times pays once.
     """
 
     __slots__ = ("_fields", "_passed", "_rows")
@@ -146,39 +309,24 @@ class Plan:
     def __init__(self, rows: Iterable[Check]) -> None:
         self._rows = tuple(rows)
         self._fields = tuple(dict.fromkeys(f for row in self._rows for f in row.reads))
-        self._passed: list[int] = []
+        self._passed: tuple[Processor, list[int]] | None = None
 
-    def failures(self, vmcs: Vmcs) -> Iterator[Check]:
+    def failures(self, vmcs: Fields, on: Processor = HVEMU, around: Surroundings = UNKNOWN) -> Iterator[Check]:
         """Yield the clauses that *vmcs* violates."""
         values = dict(zip(self._fields, map(vmcs.__getitem__, self._fields), strict=True))
-        return (row for row in self._rows if not row.passes(values))
+        return (row for row in self._rows if not row.passes(values, on, around))
 
-    def first_failure(self, vmcs: Vmcs) -> Check | None:
+    def first_failure(self, vmcs: Vmcs, on: Processor = HVEMU, around: Surroundings = UNKNOWN) -> Check | None:
         """Return the first clause that *vmcs* violates, if any."""
         values = [vmcs[f] for f in self._fields]
-        if values == self._passed:
+        if around is UNKNOWN and self._passed is not None and self._passed[0] is on and self._passed[1] == values:
             return None
         named = dict(zip(self._fields, values, strict=True))
         for row in self._rows:
-            if not row.passes(named):
+            if not row.passes(named, on, around):
                 return row
-        self._passed = values
+        self._passed = on, values
         return None
-
-
-def is_canonical(gva: int) -> bool:
-    """Whether bits 63:47 are all equal (48-bit linear addresses)."""
-    return gva >> 47 in {0, 0x1FFFF}
-
-
-def fits_physical(hpa: int) -> bool:
-    """Whether no bit above the physical-address width is set."""
-    return not hpa >> PHYSICAL_ADDRESS_WIDTH
-
-
-def is_aligned(hpa: int, alignment: int) -> bool:
-    """Whether *hpa* is a multiple of *alignment*, in bytes, and a physical address."""
-    return not hpa & (alignment - 1) and fits_physical(hpa)
 
 
 def is_pat(value: int) -> bool:

@@ -5,13 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache, lru_cache
 
-from hvemu.vmx import checks_controls, checks_guest, checks_guest_segments, checks_host
-from hvemu.vmx.checks import CHECKS, Check, CheckArea, Plan
+from hvemu.vmx import (
+    checks_ept,
+    checks_execution,
+    checks_exit_entry,
+    checks_guest,
+    checks_guest_other,
+    checks_guest_pending,
+    checks_guest_segments,
+    checks_guest_system_segments,
+    checks_host,
+)
+from hvemu.vmx.checks import CHECKS, Check, CheckArea, Fields, Plan
 from hvemu.vmx.fields import Field
-from hvemu.vmx.vmcs import Vmcs
+from hvemu.vmx.processor import HVEMU, UNKNOWN, Processor, Surroundings
 
-MODULES = (checks_controls, checks_host, checks_guest, checks_guest_segments)
-"""Importing them fills CHECKS."""
+MODULES = (
+    checks_execution, checks_ept, checks_exit_entry, checks_host, checks_guest, checks_guest_segments,
+    checks_guest_system_segments, checks_guest_other, checks_guest_pending,
+)  # fmt: skip
+"""Importing them fills CHECKS; each imports the one whose sections it continues."""
 
 
 @cache
@@ -21,11 +34,13 @@ def plan() -> Plan:
 
 
 @lru_cache(maxsize=256)
-def plan_for(written: frozenset[Field]) -> Plan:
-    """Return the plan that runs the clauses that read any of the fields *written*."""
-    return Plan(row for row in CHECKS if not written.isdisjoint(row.reads))
+def plan_for(written: frozenset[Field], *, around: bool = False) -> Plan:
+    """Return the plan that runs the clauses that read any of the fields *written*, or look *around*."""
+    return Plan(row for row in CHECKS if not written.isdisjoint(row.reads) or (around and row.looks_around))
 
 
-def failures(vmcs: Vmcs, area: CheckArea) -> Iterator[Check]:
-    """Yield the clauses of *area* that *vmcs* violates, in the order of the manual."""
-    return (row for row in plan().failures(vmcs) if row.area is area)
+def failures(
+    vmcs: Fields, area: CheckArea | None = None, on: Processor = HVEMU, around: Surroundings = UNKNOWN
+) -> Iterator[Check]:
+    """Yield the clauses that *vmcs* violates, of one *area* if given, in the order of the manual."""
+    return (row for row in plan().failures(vmcs, on, around) if area is None or row.area is area)

@@ -120,6 +120,12 @@ class Entry(Register):
     load_pkrs = bit(22)
 
 
+class VmFunctions(Register):
+    """VM-function controls (SDM 3C "VM-Function Controls")."""
+
+    eptp_switching = bit(0)
+
+
 class EptPointer(Register):
     """Extended-page-table pointer (SDM 3C "Extended-Page-Table Pointer (EPTP)").
 
@@ -132,3 +138,10 @@ class EptPointer(Register):
     supervisor_shadow_stack = bit(7)
     reserved = bits(11, 8)
     frame = bits(51, 12)
+
+
+class RegionHeader(Register):
+    """The first four bytes of a VMCS region (SDM 3C "Format of the VMCS Region")."""
+
+    revision_id = bits(30, 0)
+    shadow = bit(31)

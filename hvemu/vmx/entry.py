@@ -11,6 +11,8 @@ from hvemu.vmx.exit import VmExit
 from hvemu.vmx.fail import VmFail
 from hvemu.vmx.fields import Field
 from hvemu.vmx.guest_state import GUEST_FIELDS, LOADS, SEGMENTS, segment_field, setters
+from hvemu.vmx.msr_load import MsrFailure, Write, entries, load_msrs
+from hvemu.vmx.processor import HVEMU, UNKNOWN, Surroundings
 from hvemu.vmx.reasons import EntryInterruption, EventType, Interruptibility, Reason
 from hvemu.vmx.vmcs import Vmcs
 from hvemu.x86.state import AccessRights, CpuState, Segment
@@ -27,9 +29,9 @@ class EntryEvent:
 
 
 class EntryFailed(GuestVisible):
-    """VM entry failed on guest state: the VMM sees *exit_*, a VM exit with bit 31 of its reason set.
+    """VM entry failed on guest state or MSRs: the VMM sees *exit_*, a VM exit with bit 31 of its reason set.
 
-    *why* names the clause for a person. The guest state is not loaded.
+    *why* names the clause for a person. The VMCS keeps the guest state, whether it was loaded (MSRs) or not.
     """
 
     def __init__(self, exit_: VmExit, why: str) -> None:
@@ -44,33 +46,53 @@ _INJECTION = Field.VM_ENTRY_INTERRUPTION_INFORMATION
 _VALID = int(EntryInterruption(valid=1))
 
 
-def vm_entry(vmcs: Vmcs, state: CpuState, *, launch: bool) -> EntryEvent | None:
+def vm_entry(
+    vmcs: Vmcs,
+    state: CpuState,
+    *,
+    launch: bool,
+    around: Surroundings = UNKNOWN,
+    write_msr: Write | None = None,
+) -> EntryEvent | None:
     """Enter the guest of *vmcs* on *state*: VMLAUNCH when *launch*, else VMRESUME.
 
     Returns the event to inject, if any; delivering it is the caller's. When nothing was written since the last VM
-    entry, nothing needs to be done. Raises VmFail 4, 5, 7 or 8, or EntryFailed; then the VMCS stays as it is. The
-    MSR-load list is the caller's: see VM_ENTRY_MSR_LOAD_COUNT.
+    entry, nothing needs to be done. Raises VmFail 4, 5, 7 or 8, or EntryFailed; then the VMCS stays as it is. Clauses
+    on what *around* leaves open are not judged. The MSR-load area is processed if *around* can read memory and
+    *write_msr* is given: WRMSR, which raises Fault; else it is the caller's.
     """
     # 1. SDM 3C "VM Entries", basic checks.
     if launch is vmcs.launched:
         raise VmFail(4 if launch else 5)
-    if vmcs.dirty or not vmcs.valid or vmcs.state is not state:
+    if vmcs.dirty or not vmcs.valid or vmcs.state is not state or around is not UNKNOWN:
         # 2. SDM 3C "Checks on VMX Controls and Host-State Area", then "Checking and Loading Guest State".
-        _check(vmcs)
+        _check(vmcs, around)
         # 3. SDM 3C "Loading Guest State".
         _load(vmcs, state)
     for field in vmcs.reloaded:
         GUEST_FIELDS[field].set(state, vmcs.values[field])
+    # 4. SDM 3C "Loading MSRs".
+    if around.read is not None and write_msr is not None and vmcs.values[Field.VM_ENTRY_MSR_LOAD_COUNT]:
+        failure = load_msrs(entries(vmcs.values, around.read), write_msr)
+        if failure is not None:
+            _fail_loading(failure)
     vmcs.launched = True
-    # 4. SDM 3C "Event Injection"; step 5, clearing the valid bit, is the next VM exit's.
+    # 5. SDM 3C "Event Injection"; step 6, clearing the valid bit, is the next VM exit's.
     return _event(vmcs) if vmcs.values[_INJECTION] & _VALID else None
 
 
-def _check(vmcs: Vmcs) -> None:
+def _check(vmcs: Vmcs, around: Surroundings) -> None:
     """Run the clauses that *vmcs* may have come to violate."""
-    row = (plan_for(frozenset(vmcs.dirty)) if vmcs.valid else plan()).first_failure(vmcs)
+    known = around is not UNKNOWN
+    some = plan_for(frozenset(vmcs.dirty), around=known) if vmcs.valid else plan()
+    row = some.first_failure(vmcs, HVEMU, around)
     if row is not None:
         _fail(row, row.explain(vmcs))
+
+
+def _fail_loading(failure: MsrFailure) -> None:
+    exit_ = VmExit(Reason.ENTRY_FAILURE_MSR_LOADING, failure.number, entry_failure=True)
+    raise EntryFailed(exit_, failure.explain())
 
 
 def _fail(row: Check, why: str) -> None:

@@ -68,6 +68,12 @@ class Cr4(Register):
     smep = bit(20)
     smap = bit(21)
     pke = bit(22)
+    cet = bit(23)
+    pks = bit(24)
+    uintr = bit(25)
+    lass = bit(27)
+    lam_sup = bit(28)
+    fred = bit(32)
 
 
 class Efer(Register):

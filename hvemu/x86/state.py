@@ -20,11 +20,13 @@ class AccessRights(Register):
     s = bit(4)
     dpl = bits(6, 5)
     p = bit(7)
+    reserved_low = bits(11, 8)
     avl = bit(12)
     l = bit(13)  # noqa: E741 - the manual's name
     db = bit(14)
     g = bit(15)
     unusable = bit(16)
+    reserved_high = bits(31, 17)
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ def test_a_clean_entry_runs_no_clause(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("GUEST_RIP", 1 << 47), ("GUEST_CR4", 0), ("GUEST_TR_ACCESS_RIGHTS", 0x1_0000)]
+    ("field", "value"), [("GUEST_RIP", 1 << 63), ("GUEST_CR4", 0), ("GUEST_TR_ACCESS_RIGHTS", 0x1_0000)]
 )
 def test_a_later_entry_checks_what_was_written(field, value):
     vmcs, state, _ = entered()

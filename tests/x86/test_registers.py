@@ -10,7 +10,7 @@ from hvemu.x86.registers import BreakOn, Cr0, Cr3, Cr4, Dr6, Dr7, Efer, Gpr, Rfl
 FIGURES: dict[type[Register], str] = {
     Cr0: "pe mp em ts et ne -*10 wp - am -*10 nw cd pg",
     Cr4: "vme pvi tsd de pse pae mce pge pce osfxsr osxmmexcpt umip la57 vmxe smxe - fsgsbase pcide osxsave - smep smap"
-    " pke",
+    " pke cet pks uintr - lass lam_sup -*3 fred",
     Efer: "sce -*7 lme - lma nxe",
     Rflags: "cf fixed1 pf - af - zf sf tf if_ df of iopl*2 nt - rf vm ac vif vip id",
     Dr6: "b*4 -*9 bd bs bt rtm",

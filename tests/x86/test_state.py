@@ -23,8 +23,8 @@ RF, TF, VM, PE, PG, LMA, PAE = 0x10000, 0x100, 0x20000, 1, 1 << 31, 0x400, 0x20
 def test_access_rights_lie_as_the_vmcs_has_them() -> None:  # the table of SDM 3C "Guest Register State"
     fields = {n: (f.lo, f.mask.bit_length()) for n, f in AccessRights.fields.items()}
     assert fields == {
-        "type": (0, 4), "s": (4, 1), "dpl": (5, 2), "p": (7, 1), "avl": (12, 1), "l": (13, 1), "db": (14, 1),
-        "g": (15, 1), "unusable": (16, 1),
+        "type": (0, 4), "s": (4, 1), "dpl": (5, 2), "p": (7, 1), "reserved_low": (8, 4), "avl": (12, 1),
+        "l": (13, 1), "db": (14, 1), "g": (15, 1), "unusable": (16, 1), "reserved_high": (17, 15),
     }  # fmt: skip
 
 
