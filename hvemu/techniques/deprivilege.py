@@ -7,33 +7,29 @@ monitor infers what it cannot see: a program in ring 3 runs with interrupts enab
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from hvemu.cpu.deliver import Event, Source, deliver_or_escalate
 from hvemu.cpu.memory import PagedMemory
 from hvemu.cpu.msr_file import MsrFile
 from hvemu.engine.layout import MSR_SLOTS
-from hvemu.engine.traps import Kind
 from hvemu.errors import InputError
 from hvemu.memory.physical import Physical, Ram
-from hvemu.techniques.base import RESUME, Outcome
+from hvemu.techniques.base import RESUME, Outcome, Shutdown
 from hvemu.techniques.host_timer import HostTimer
 from hvemu.techniques.monitored import Monitored
-from hvemu.techniques.privileged import ANYWHERE, PRIVILEGED
-from hvemu.techniques.ring import RingView
+from hvemu.techniques.privileged import find
+from hvemu.techniques.ring import NO_VM86, RingView
 from hvemu.techniques.shadow_space import ShadowSpace, TracedRam
 from hvemu.techniques.vm import Vm
 from hvemu.vmx.exit import VmExit
 from hvemu.vmx.reasons import EventType, Interruption, Reason
-from hvemu.x86.registers import Cr0, Gpr, Rflags, Sreg
+from hvemu.x86.registers import Cr0, Dr7, Gpr, Rflags, Sreg
 from hvemu.x86.segments import ErrorCode
 from hvemu.x86.state import CpuState
 from hvemu.x86.vectors import FACTS, Fault, Vector
 
 POLL = 5000
 """Cycles after which the monitor looks again whether an interrupt that waits can be delivered."""
-_USER = 3
-_FIXED_PARTS = frozenset({6, 7})  # debug registers with bits that are always 1
 _SOURCES = {
     EventType.SOFTWARE_INTERRUPT: Source.SOFTWARE_INT,
     EventType.SOFTWARE_EXCEPTION: Source.SOFTWARE_EXCEPTION,
@@ -101,6 +97,9 @@ class Deprivilege:
             return exit_
         pending = self.board.pic.pending()
         if pending and not self._interruptible():
+            if self.view.takes_interrupts:
+                self.tick()  # only a shadow holds it back: look again after the next instruction
+                return self.cpu.run(limit)
             return self._wait(limit)
         self._look_at = None
         if pending:
@@ -122,8 +121,9 @@ class Deprivilege:
     def handle(self, exit_: VmExit) -> Outcome:
         """Emulate what trapped, or reflect it to the guest's own handler. Raises Fault, TripleFault, Shutdown."""
         self.exit = exit_
-        if self.view.cpl == _USER:
-            self.view.interrupts = True
+        if Rflags(self.cpu.state.rflags).vm:
+            raise Shutdown(NO_VM86)
+        self.view.interrupts = self.view.takes_interrupts
         if exit_.reason is Reason.EXTERNAL_INTERRUPT:
             self.board.advance()
             return RESUME
@@ -133,8 +133,8 @@ class Deprivilege:
         else:
             exit_.what = f"INT_{information.vector:#x}"
             after = self.cpu.after(exit_.instruction_length)
-            self.engine.instructions += 1
-            self._deliver(Event(information.vector, _SOURCES[information.type], None, after))
+            chain = self._deliver(Event(information.vector, _SOURCES[information.type], None, after))
+            self.engine.instructions += not chain
         return RESUME
 
     def inject(self, fault: Fault) -> None:
@@ -167,24 +167,7 @@ class Deprivilege:
         """End an emulated instruction that sets RIP itself. Raises what *perform* does, and Fault(#DB)."""
         stepping = Rflags(self.view.rflags).tf
         perform()
-        self.engine.instructions += 1
-        if stepping:
-            self.cpu.single_step()
-
-    def load_debug_register(self, number: int, value: int) -> None:
-        """Load DR *number* with *value*: by the guest's own MOV, executed in ring 0, which arms the breakpoints."""
-        state, rip = self.cpu.state, self.cpu.state.rip
-        stack = state.segment(Sreg.SS)
-        state.set_segment(Sreg.SS, replace(stack, rights=stack.rights.replace(dpl=0)))
-        self.engine.arm_registers(cr_read=0, cr_write=0, dr_read=0, dr_write=0)
-        stop = self.engine.step()
-        self.cpu.arm()
-        assert stop.kind is Kind.LIMIT, f"{stop} at a MOV to DR{number} in ring 0"
-        state.set_segment(Sreg.SS, stack)
-        state.rip = rip
-        self.engine.instructions -= 1  # counted when it is ended
-        if number in _FIXED_PARTS:
-            setattr(state, f"dr{number}", value)
+        self.cpu.retired(stepping=bool(stepping))
 
     def invalidate_page(self, gva: int) -> None:
         """INVLPG."""
@@ -193,12 +176,13 @@ class Deprivilege:
     # -- traps --------------------------------------------------------------------------------------------------
 
     def _interruptible(self) -> bool:
-        enabled = self.view.interrupts or self.view.cpl == _USER
-        return enabled and not self.view.blocking_by_sti_or_mov_ss
+        return self.view.takes_interrupts and not self.view.blocking_by_sti_or_mov_ss
 
-    def _deliver(self, event: Event) -> None:
-        """Deliver *event* as the guest's processor would, on the guest's own tables."""
-        deliver_or_escalate(self.view, self.linear, event)
+    def _deliver(self, event: Event) -> tuple[Fault, ...]:
+        """Deliver *event* as the guest's processor would, on the guest's own tables; return what was met on the way."""
+        if event.vector == Vector.DB:
+            self.view.dr7 = int(Dr7(self.view.dr7).replace(gd=0))
+        return deliver_or_escalate(self.view, self.linear, event)
 
     def _exception(self, exit_: VmExit, vector: Vector) -> None:
         if vector is Vector.PF:
@@ -216,9 +200,7 @@ class Deprivilege:
     def _emulate(self, exit_: VmExit) -> bool:
         """Emulate the instruction at RIP, if the guest's kernel may expect it to work."""
         instruction = self.cpu.instruction()
-        emulation = ANYWHERE.get(instruction.mnemonic)
-        if emulation is None and self.view.cpl == 0:
-            emulation = PRIVILEGED.get(instruction.mnemonic)
+        emulation = find(instruction, self.view.cpl)
         if emulation is None:
             return False
         if self.view.cpl == 0:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from hvemu.cpu import control
 from hvemu.cpu.far import far_call, far_jump
 from hvemu.cpu.load import load_ldtr, load_segment, load_tr
+from hvemu.cpu.msr_file import MsrFile
 from hvemu.cpu.operand import checked_gva, operand_gva
 from hvemu.cpu.port_io import describe, port_io
 from hvemu.cpu.ret import far_return, interrupt_return
@@ -18,6 +19,7 @@ from hvemu.cpu.stack import Stack
 from hvemu.cpu.syscall import sysenter, sysexit
 from hvemu.cpu.tables import require
 from hvemu.x86.instruction import Far, Imm, Instruction, Mem, Reg, RegKind
+from hvemu.x86.msrs import TSC, TSC_AUX
 from hvemu.x86.registers import Gpr, Sreg
 from hvemu.x86.segments import replace_low, truncate
 from hvemu.x86.state import TableRegister
@@ -40,6 +42,25 @@ def _emulates(*mnemonics: str, table: dict[str, Emulation] = PRIVILEGED) -> Call
         return function
 
     return register
+
+
+def find(instruction: Instruction, cpl: int) -> Emulation | None:
+    """Return how to emulate *instruction*, or None: then its fault is the guest's own, in ring *cpl* of the guest."""
+    name = instruction.mnemonic
+    if name in _OVERLOADED and not _is_special(instruction):
+        return None
+    return ANYWHERE.get(name) or (PRIVILEGED.get(name) if cpl == 0 else None)
+
+
+_OVERLOADED = frozenset({"mov", "pop"})
+
+
+def _is_special(instruction: Instruction) -> bool:
+    """Whether a MOV or POP loads a segment register, or has to do with control or debug registers."""
+    kinds = [operand.kind for operand in instruction.operands if isinstance(operand, Reg)]
+    target = instruction.operands[0]
+    loads = isinstance(target, Reg) and target.kind is RegKind.SREG
+    return loads or RegKind.CR in kinds or RegKind.DR in kinds
 
 
 # -- operands ---------------------------------------------------------------------------------------------------------
@@ -71,15 +92,18 @@ def _port(vm: Deprivilege, instruction: Instruction) -> str:
 # -- interrupts -------------------------------------------------------------------------------------------------------
 
 
-@_emulates("cli")
+@_emulates("cli", table=ANYWHERE)
 def _cli(vm: Deprivilege, instruction: Instruction) -> None:
+    """Allowed where the guest's IOPL allows it. Raises Fault(#GP, 0)."""
+    require(vm.view.cpl <= vm.view.iopl, Vector.GP)
     vm.view.interrupts = False
     vm.advance(instruction.length)
 
 
-@_emulates("sti")
+@_emulates("sti", table=ANYWHERE)
 def _sti(vm: Deprivilege, instruction: Instruction) -> None:
-    """Enable interrupts after the next instruction, if they were off."""
+    """Enable interrupts after the next instruction, if they were off. Raises Fault(#GP, 0)."""
+    require(vm.view.cpl <= vm.view.iopl, Vector.GP)
     shadow = not vm.view.interrupts
     vm.view.interrupts = True
     vm.advance(instruction.length)
@@ -106,7 +130,7 @@ def _mov(vm: Deprivilege, instruction: Instruction) -> None:
         load_segment(vm.view, vm.linear, target.index, _read(vm, instruction, 2))
         _end_load(vm, instruction, target.index)
         return
-    require(vm.view.cpl == 0 and (RegKind.CR in kinds or RegKind.DR in kinds), Vector.GP)
+    require(vm.view.cpl == 0, Vector.GP)
     kind = RegKind.CR if RegKind.CR in kinds else RegKind.DR
     vm.exit.what = f"MOV_{'TO' if to_system else 'FROM'}_{kind.name}{kinds[kind]}"
     (_to_system if to_system else _from_system)(vm, kind, kinds[kind], kinds[RegKind.GPR])
@@ -119,7 +143,8 @@ def _to_system(vm: Deprivilege, kind: RegKind, number: int, gpr: int) -> None:
     if kind is RegKind.CR:
         control.write_cr(vm.view, number, value, vm.physical.read)
     else:
-        vm.load_debug_register(*control.check_dr_write(vm.view, number, value))
+        control.write_dr(vm.view, number, value)
+        vm.cpu.arm()
 
 
 def _from_system(vm: Deprivilege, kind: RegKind, number: int, gpr: int) -> None:
@@ -193,7 +218,8 @@ def _invlpg(vm: Deprivilege, instruction: Instruction) -> None:
 
 @_emulates("rdmsr")
 def _rdmsr(vm: Deprivilege, instruction: Instruction) -> None:
-    value = vm.msrs.read(vm.view.gpr(Gpr.RCX) & _DWORD)
+    index = vm.view.gpr(Gpr.RCX) & _DWORD
+    value = _file(vm, index).read(index)
     vm.view.set_gpr(Gpr.RAX, value & _DWORD)
     vm.view.set_gpr(Gpr.RDX, value >> 32)
     vm.advance(instruction.length)
@@ -201,16 +227,25 @@ def _rdmsr(vm: Deprivilege, instruction: Instruction) -> None:
 
 @_emulates("wrmsr")
 def _wrmsr(vm: Deprivilege, instruction: Instruction) -> None:
+    index = vm.view.gpr(Gpr.RCX) & _DWORD
     value = (vm.view.gpr(Gpr.RDX) & _DWORD) << 32 | vm.view.gpr(Gpr.RAX) & _DWORD
-    vm.msrs.write(vm.view.gpr(Gpr.RCX) & _DWORD, value)
+    _file(vm, index).write(index, value)
     vm.advance(instruction.length)
 
 
-@_emulates("rdtsc")
+def _file(vm: Deprivilege, index: int) -> MsrFile:
+    """Return where MSR *index* lives: those that RDTSC and RDTSCP read in any ring are the processor's own."""
+    return vm.cpu.msrs if index in (TSC, TSC_AUX) else vm.msrs
+
+
+@_emulates("rdtsc", "rdtscp")
 def _rdtsc(vm: Deprivilege, instruction: Instruction) -> None:
     """CR4.TSD binds the kernel too, in ring 1."""
-    vm.view.set_gpr(Gpr.RAX, vm.msrs.tsc & _DWORD)
-    vm.view.set_gpr(Gpr.RDX, vm.msrs.tsc >> 32)
+    tsc = vm.cpu.msrs.tsc
+    vm.view.set_gpr(Gpr.RAX, tsc & _DWORD)
+    vm.view.set_gpr(Gpr.RDX, tsc >> 32)
+    if instruction.mnemonic == "rdtscp":
+        vm.view.set_gpr(Gpr.RCX, vm.cpu.msrs.read(TSC_AUX) & _DWORD)
     vm.advance(instruction.length)
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hvemu.cpu.view import StateView
+from hvemu.techniques.base import Shutdown
 from hvemu.x86.registers import Cr0, Rflags, Sreg
 from hvemu.x86.segments import Selector
 from hvemu.x86.state import CpuState, Segment, TableRegister
 
-KERNEL_RING, MONITOR_RING = 1, 0
+KERNEL_RING, MONITOR_RING, USER_RING = 1, 0, 3
 _RING_REGISTERS = frozenset({Sreg.CS, Sreg.SS})  # whose RPL is the CPL
+NO_VM86 = "deprivilege cannot run virtual-8086 mode: what it may do depends on an IOPL that the monitor needs itself"
 
 
 class RingView(StateView):
@@ -78,6 +80,11 @@ class RingView(StateView):
         return MONITOR_RING if self.real.cpl == KERNEL_RING else self.real.cpl
 
     @property
+    def takes_interrupts(self) -> bool:
+        """Whether the guest would take an interrupt: a program runs with interrupts on, unless it may turn them off."""
+        return self.interrupts or (self.cpl == USER_RING and self.iopl < USER_RING)
+
+    @property
     def rflags(self) -> int:
         """RFLAGS with the IF and IOPL that the guest would have; the real IF is always 1, the real IOPL 0."""
         return int(Rflags(self.real.rflags).replace(if_=self.interrupts, iopl=self.iopl))
@@ -85,6 +92,8 @@ class RingView(StateView):
     @rflags.setter
     def rflags(self, value: int) -> None:
         flags = Rflags(value)
+        if flags.vm:
+            raise Shutdown(NO_VM86)
         self.interrupts, self.iopl = bool(flags.if_), flags.iopl
         self.real.rflags = int(flags.replace(if_=1, iopl=0))
 
@@ -93,17 +102,13 @@ class RingView(StateView):
         real = self.real.segment(index)
         if real.rights.dpl != KERNEL_RING:
             return real
-        selector = real.selector
-        if index in _RING_REGISTERS:
-            selector = int(Selector(selector).replace(rpl=MONITOR_RING))
+        selector = _moved(index, real.selector, KERNEL_RING, MONITOR_RING)
         return Segment(selector, real.base, real.limit, real.rights.replace(dpl=MONITOR_RING))
 
     def set_segment(self, index: int, value: Segment) -> None:
         """Write a segment register, ring 0 put into ring 1."""
         if value.rights.dpl == MONITOR_RING and Cr0(self.cr0).pe:
-            selector = value.selector
-            if index in _RING_REGISTERS:
-                selector = int(Selector(selector).replace(rpl=KERNEL_RING))
+            selector = _moved(index, value.selector, MONITOR_RING, KERNEL_RING)
             value = Segment(selector, value.base, value.limit, value.rights.replace(dpl=KERNEL_RING))
         self.real.set_segment(index, value)
 
@@ -144,3 +149,10 @@ class RingView(StateView):
     @tr.setter
     def tr(self, value: Segment) -> None:
         self._tr = value
+
+
+def _moved(index: int, selector: int, old: int, new: int) -> int:
+    """Return *selector* with ring *new* where its RPL is the CPL *old*; that of conforming code may be another one."""
+    if index not in _RING_REGISTERS or Selector(selector).rpl != old:
+        return selector
+    return int(Selector(selector).replace(rpl=new))

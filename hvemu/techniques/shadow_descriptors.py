@@ -29,15 +29,16 @@ class ShadowTable:
     def __init__(self, host: Physical, pages: list[int]) -> None:
         assert len(pages) == PAGES, pages
         self._host, self.pages = host, pages
-        self.guest = b""
+        self.guest, self._copied = b"", bytearray(TABLE)
 
     def refresh(self, guest: bytes) -> None:
         """Follow the *guest*'s table: copy every descriptor that differs from what was there before."""
         if guest == self.guest:
             return
-        old, self.guest = self.guest.ljust(len(guest), b"\0"), guest
+        self.guest, old = guest, self._copied
         for at in range(0, len(guest) - len(guest) % DESCRIPTOR, DESCRIPTOR):
             raw = guest[at : at + DESCRIPTOR]
             if raw != old[at : at + DESCRIPTOR]:
                 copy = shadow(int.from_bytes(raw, "little"))
                 self._host.write(self.pages[at // PAGE] + at % PAGE, DESCRIPTOR, copy)
+                old[at : at + DESCRIPTOR] = raw

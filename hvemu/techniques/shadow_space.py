@@ -143,10 +143,15 @@ class ShadowSpace:
             self._ldt.refresh(self._table(ldtr.base, ldtr.limit, pages))
             ldtr = Segment(ldtr.selector, self._place + _LDT_AT, min(ldtr.limit, PAGES * PAGE - 1), ldtr.rights)
         self._watched = pages
-        if self.shadow.traces.watch(pages):
+        if self.shadow.traces.watch(pages | self._way_pages()):
             self._engine.flush_tlb()
         state.ldtr = ldtr
         state.gdtr = TableRegister(self._place, view.gdtr.limit)
+
+    def _way_pages(self) -> set[int]:
+        """Return the pages (hpa) of the guest's entries that say whether it uses the monitor's place."""
+        places = (self._to_host(gpa) for gpa in self._way)
+        return {hpa // PAGE * PAGE for hpa in places if hpa is not None}
 
     def _table(self, base: int, limit: int, pages: set[int]) -> bytes:
         """Return the bytes of a descriptor table; what is not mapped is 0. Adds the *pages* (hpa) where it lies."""
@@ -176,7 +181,10 @@ class ShadowSpace:
         if self.shadow.written(gpa, size):
             self._engine.flush_tlb()
         hpa = self._to_host(gpa)
-        if hpa is not None and hpa // PAGE * PAGE in self._watched:
+        if any(gpa <= entry < gpa + size for entry in self._way) and self._occupied():
+            self._move()
+            self.tables_changed()
+        elif hpa is not None and hpa // PAGE * PAGE in self._watched:
             self.tables_changed()
 
     def reveal(self, code: ErrorCode, linear: Linear) -> bool:
@@ -309,9 +317,6 @@ class ShadowSpace:
             return
         first, last = _difference(before, after)
         self.written(gpa + first, last - first)
-        if any(gpa + first <= entry < gpa + last for entry in self._way) and self._occupied():
-            self._move()
-            self.tables_changed()
 
 
 _HALF = 0x20_0000

@@ -14,16 +14,14 @@ LIDT = "0f011d" + (IDT - 8).to_bytes(4, "little").hex()
 
 def kernel(code, handlers=None, data=None):
     """The image of *code* (hex), which begins by loading an IDT of *handlers* (vector: hex); *data* is bytes by gpa."""
-    handlers = handlers or {}
-    idt = bytearray(0x800)
-    segments = dict(data or {})
-    for vector, body in handlers.items():
+    idt, segments = bytearray(0x800), {}
+    for vector, body in (handlers or {}).items():
         idt[8 * vector : 8 * vector + 8] = Gate.make(8, HANDLERS + 64 * vector, type=14, p=1).to_bytes(8, "little")
         segments[HANDLERS + 64 * vector] = bytes.fromhex(body)
     segments[IDT - 8] = (0x7FF).to_bytes(2, "little") + IDT.to_bytes(4, "little")
     segments[IDT] = bytes(idt)
     segments[CODE] = bytes.fromhex(LIDT + code)
-    return Image("kernel", 32, tuple(segments.items()), CODE)
+    return Image("kernel", 32, (*segments.items(), *(data or {}).items()), CODE)
 
 
 def machine(image, technique="hardware", **options):

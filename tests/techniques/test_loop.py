@@ -19,7 +19,8 @@ from hvemu.vmx.reasons import Reason
 from tests.techniques.kernels import CODE, EXIT_0, kernel, machine
 
 TECHNIQUES = ("bare", "deprivilege", "hardware")
-# 8 instructions, with the LIDT in front; then 3 rounds of 6, in which CPUID, CR3, a port and a page of its own make different stops; then 2
+# 8 instructions, with the LIDT in front; then 3 rounds of 6, in which CPUID, CR3 and a page of its own make different
+# stops; then 2
 WORK = "b903000000" + "bb00003000" + "90" * 5 + "51" + "0fa2" + "0f20da" + "8903" + "59" + "e2f5" + EXIT_0
 LENGTH = 8 + 3 * 6 + 2
 
@@ -204,7 +205,7 @@ def test_a_sink_changes_nothing(technique):
 
 # -- deadlines --------------------------------------------------------------------------------------------------------
 
-# The timer fires every 1193 counts, a millisecond, and the guest counts to 20 busily; the handler prints one dot a tick.
+# The timer fires every 1193 counts, a millisecond, and the guest counts to 20 busily; the handler prints a dot a tick.
 BUSY = """
 .include "lib/kernel32.inc"
 tick:
