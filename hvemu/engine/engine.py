@@ -79,7 +79,8 @@ class Engine:
         verify(self._uc, self._context)
         self.state = EngineState.from_address(self._context + STATE_OFFSET)
         self.state.write_cr, self.state.read_flags = self.write_cr, self._read_flags
-        self.second_level = SecondLevel(self._hidden, HIDDEN, TABLES)
+        self.second_level = self.machine_level = SecondLevel(self._hidden, HIDDEN, TABLES, HIDDEN_SIZE // 2)
+        self.guest_level = SecondLevel(self._hidden, HIDDEN, HIDDEN_SIZE // 2, HIDDEN_SIZE)
         self._arm_traps()
         self._stops = Stops(self.state, self._hooks, self._reader, self._hidden, fetch=self.fetch, counted=counted)
         self._single = SingleStep(
@@ -229,6 +230,12 @@ class Engine:
         for kind in (*ALWAYS, *kinds):
             word |= BIT[kind]
         self.state.intercept = word
+
+    def use_level(self, table: SecondLevel) -> None:
+        """Let physical addresses be translated by *table*: `machine_level` or `guest_level`."""
+        self.second_level = table
+        self.state.nested_cr3 = table.root
+        self.flush_tlb()
 
     def disarm(self) -> None:
         """Let everything pass that the emulator can do itself, until `arm` and `arm_registers`: for a single step."""

@@ -33,14 +33,15 @@ def io_instructions(code: bytes, gva: int, bits: int) -> Iterator[tuple[int, int
     instructions = skim(code, bits)
     if instructions is None:
         instructions = [(found.length, found.mnemonic) for found in disassemble(code, gva, bits)]
+    offset = 0
     for length, mnemonic in instructions:
-        if mnemonic in _STRINGS or mnemonic in _PORTS:
-            yield gva, gva + length, mnemonic in _STRINGS
-        gva += length
+        here, offset = offset, offset + length
+        if mnemonic in _PORTS or (mnemonic in _STRINGS and is_string_io(code[here:offset], bits)):
+            yield gva + here, gva + offset, mnemonic in _STRINGS
 
 
 def is_string_io(code: bytes, bits: int) -> bool:
-    """Whether the first instruction of *code* is INS or OUTS."""
+    """Whether the first instruction of *code* is INS or OUTS, one that does not raise #UD for its LOCK prefix."""
     try:
         return may_have_string_io(code) and decode(code, bits).mnemonic in _STRINGS
     except (Fault, Truncated):

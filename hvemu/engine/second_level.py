@@ -38,11 +38,15 @@ class Mapping:
 
 
 class SecondLevel:
-    """A 4-level table in *hidden* memory that begins at physical address *base*."""
+    """A 4-level table in the bytes from *first_free* to *end* of *hidden* memory, which is at physical address *base*.
 
-    def __init__(self, hidden: mmap.mmap, base: int, first_free: int) -> None:
+    *holds* is what it mirrors, for whoever fills it.
+    """
+
+    def __init__(self, hidden: mmap.mmap, base: int, first_free: int, end: int) -> None:
         self._words = memoryview(hidden).cast("Q")
-        self._base, self._first_free, self._end = base, first_free, len(hidden)
+        self._base, self._first_free, self._end = base, first_free, end
+        self.holds: object = None
         self.clear()
 
     def clear(self) -> None:

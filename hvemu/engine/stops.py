@@ -12,8 +12,8 @@ from hvemu.engine.hooks import BETWEEN, KINDS, PORT, Hooks
 from hvemu.engine.second_level import PAGE, SecondLevelCode
 from hvemu.engine.state import EFLAGS_WHOLE, EngineState
 from hvemu.engine.traps import GIF, Kind, Stop, decode_table
-from hvemu.x86.decode import LONGEST, decode
-from hvemu.x86.vectors import PageFaultCode, Vector
+from hvemu.x86.decode import LONGEST, Truncated, decode
+from hvemu.x86.vectors import Fault, PageFaultCode, Vector
 
 _AFTER = frozenset({Kind.SOFTWARE_INT, Kind.WINDOW, Kind.LIMIT})
 _DETAILED = frozenset(
@@ -82,7 +82,7 @@ class Stops:
             return Stop(kind, state.error_code & 1)
         if kind is Kind.WINDOW:
             state.hflags2 &= ~GIF
-        elif kind is Kind.WBINVD and decode(self._fetch(), state.code_bits).mnemonic == "invd":
+        elif kind is Kind.WBINVD and self._is_invd():
             return Stop(Kind.INVD)  # the emulator reports both as WBINVD
         elif kind is Kind.IO and code == PORT and self._counted:
             self.ran = self._hooks.count_at_port - 1
@@ -91,6 +91,12 @@ class Stops:
             state.rip = state.exception_next_rip
             state.hflags &= ~_INHIBIT
         return stop
+
+    def _is_invd(self) -> bool:
+        try:
+            return decode(self._fetch(), self._state.code_bits).mnemonic == "invd"
+        except (Fault, Truncated):  # a prefix that the emulator lets pass: for the CPU model to refuse
+            return False
 
     def _second_level_fault(self) -> Stop:
         code, gpa = SecondLevelCode(self._state.error_code & 0x1F), self._fault_address()

@@ -10,7 +10,8 @@ import pytest
 from hvemu.engine.scan import io_instructions, is_string_io, may_have_io, may_have_string_io
 from hvemu.engine.sites import _IDLE
 from hvemu.engine.traps import Kind
-from hvemu.x86.decode import disassemble
+from hvemu.x86.decode import decode, disassemble
+from hvemu.x86.vectors import Fault
 from tests.engine.rig import BITS, CODE, DATA, PML4, RAX, RBX, RCX, RDI, RDX, RSI, RW, P, rig, summary
 
 CLOCKS = pytest.mark.parametrize("counted", [True, False])
@@ -172,6 +173,17 @@ def test_the_counted_clock_needs_no_hook_for_in_and_out(counted):
         assert r.engine._hooks.sites.hold(CODE + len(code)) is not counted
     r.run(b"\x6e\x90\xf4")
     assert r.engine._hooks.sites.hold(CODE)
+
+
+@CLOCKS
+@pytest.mark.parametrize("code", [b"\xf0\x6d", b"\xf0\xf3\x6c", b"\xf0\xec"])
+def test_port_io_with_a_lock_prefix_stops_and_it_is_the_decoder_that_refuses_it(code, counted):
+    r = rig(32, counted=counted)
+    r.gpr(RDI, DATA)
+    assert summary(r.run(b"\x90" + code)) == (Kind.IO, 0)
+    assert r.offset == 1
+    with pytest.raises(Fault):
+        decode(r.engine.fetch(), 32)
 
 
 # -- the scan ---------------------------------------------------------------------------------------------------------
