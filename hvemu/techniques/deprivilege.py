@@ -23,6 +23,7 @@ from hvemu.techniques.shadow_space import ShadowSpace, TracedRam
 from hvemu.techniques.vm import Vm
 from hvemu.vmx.exit import VmExit
 from hvemu.vmx.reasons import EventType, Interruption, Reason
+from hvemu.x86.decode import Truncated
 from hvemu.x86.registers import Cr0, Dr7, Gpr, Rflags, Sreg
 from hvemu.x86.segments import ErrorCode
 from hvemu.x86.state import CpuState
@@ -199,7 +200,10 @@ class Deprivilege:
 
     def _emulate(self, exit_: VmExit) -> bool:
         """Emulate the instruction at RIP, if the guest's kernel may expect it to work."""
-        instruction = self.cpu.instruction()
+        try:
+            instruction = self.cpu.instruction()
+        except (Fault, Truncated):
+            return False
         emulation = find(instruction, self.view.cpl)
         if emulation is None:
             return False

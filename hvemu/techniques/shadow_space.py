@@ -6,6 +6,7 @@ guest does not use, and moves when the guest begins to.
 
 from __future__ import annotations
 
+from hvemu.cpu.deliver import Event
 from hvemu.cpu.linear import Linear
 from hvemu.engine.traps import Kind, Stop
 from hvemu.memory.physical import Ram
@@ -18,12 +19,13 @@ from hvemu.techniques.shadow_descriptors import PAGES, ShadowTable
 from hvemu.techniques.vm import Vm
 from hvemu.vmx.exit import VmExit
 from hvemu.x86.cpuid import PHYSICAL_ADDRESS_WIDTH
+from hvemu.x86.decode import Truncated
 from hvemu.x86.paging import Paging
 from hvemu.x86.registers import Cr0, Cr4, Efer, Rflags
 from hvemu.x86.segments import DESCRIPTOR, Descriptor, ErrorCode, Selector
 from hvemu.x86.state import AccessRights, Segment, TableRegister
 from hvemu.x86.tss import IO_MAP_BASE, LIMIT32
-from hvemu.x86.vectors import PageFaultCode, Vector
+from hvemu.x86.vectors import Fault, PageFaultCode, Vector
 
 PLACES = tuple(range(0xFF80_0000, 0xC000_0000, -0x40_0000))
 """Where the monitor may be, in gvas: 4 MiB each, the first choice first."""
@@ -281,7 +283,17 @@ class ShadowSpace:
             self._close(leaves)
         for gpa, before in opened.items():
             self._follow_up(gpa, before)
-        return self._cpu.act(stop)
+        return self._ended(stop)
+
+    def _ended(self, stop: Stop) -> VmExit | None:
+        """Return the exit that a single instruction ended with; one that is no instruction is #UD."""
+        cpu = self._cpu
+        try:
+            return cpu.act(stop)
+        except Truncated:  # it was fetched where there is no RAM
+            return cpu.deliver(Event.exception(Fault(Vector.UD), cpu.state.rip))
+        except Fault as fault:
+            return cpu.deliver(Event.exception(fault, cpu.state.rip))
 
     def _open(
         self, gva: int, user: int, fault: ShadowFault, opened: dict[int, bytes],

@@ -284,7 +284,7 @@ def test_where_there_is_no_ram_loads_see_ones_and_stores_are_lost(technique):
     assert m.vm.ram.read_bytes(DATA, 12) == b"\xff" * 12
 
 
-@pytest.mark.parametrize("technique", ["bare", "hardware"])
+@pytest.mark.parametrize("technique", ["bare", "hardware", "deprivilege"])
 def test_code_where_there_is_no_ram_is_an_undefined_instruction(technique):
     image = kernel("ea" + NO_RAM + "0800", {6: EXIT_0})
     assert machine(image, technique).run(BUDGET).ending.code == 0
