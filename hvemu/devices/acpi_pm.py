@@ -139,9 +139,8 @@ class AcpiPm:
         return int.from_bytes([written.get(offset, low), written.get(offset + 1, high)], "little")
 
     def _control(self, control: Control) -> None:
-        """Sleep, if asked to: S5 is the only sleep there is. Only firmware changes the SCI enable bit."""
-        kept = Control(self.r.control).sci_enable
-        self.r.control = int(Control(control, sleep_enable=0, sci_enable=kept))
+        """Sleep, if asked to: S5 is the only sleep there is. The bit that asks reads as 0."""
+        self.r.control = int(Control(control, sleep_enable=0))
         if control.sleep_enable and control.sleep_type == SOFT_OFF:
             self._power_off()
 

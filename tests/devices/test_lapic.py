@@ -383,12 +383,18 @@ def test_lint1_is_an_edge_whatever_its_trigger_mode_says():
     assert (bench.apic.pending(), bench.ended) == (False, [])
 
 
-def test_own_interrupts_come_before_those_of_the_8259as():
+def test_the_8259as_come_before_own_interrupts_whatever_the_task_priority():
     bench = Bench()
     bench[LINT0] = 0x700
     bench.pic.vectors = [8]
-    bench[ICR] = SELF | 0x20
-    assert [bench.apic.acknowledge() for _ in range(2)] == [0x20, 8]
+    bench[ICR] = SELF | 0xF0
+    assert bench.apic.acknowledge() == 8
+    bench.pic.vectors = [9]
+    assert bench.apic.acknowledge() == 9
+    assert bench.apic.acknowledge() == 0xF0
+    bench[TPR] = 0xFF
+    bench.pic.vectors = [10]
+    assert (bench.apic.pending(), bench.apic.acknowledge()) == (True, 10)
 
 
 @pytest.mark.parametrize("lvt", [MASKED | 0x700, 0x400, 0x200])

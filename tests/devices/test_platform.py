@@ -85,7 +85,7 @@ def test_an_isa_interrupt_goes_to_both_kinds_of_controllers(bench, irq):
     # A pulse is too short for a line that is a level.
     taken = bench.take_all()
     legacy = 8 + irq if irq < 8 else 0x70 + irq - 8
-    assert taken == [0x90] + ([legacy] if irq not in {10, 11} else [0x77])
+    assert taken == ([legacy] if irq not in {10, 11} else [0x77]) + [0x90]
 
 
 def test_a_level_through_the_io_apic_ends_with_the_local_apic(bench):
@@ -109,7 +109,7 @@ def test_the_clock_interrupts_at_pin_8_and_at_the_line_that_firmware_leaves_open
     assert bench.platform.next_deadline() == SECOND
     bench.now = SECOND
     bench.platform.advance()
-    assert bench.take_all() == [0x98, 0x70]
+    assert bench.take_all() == [0x70, 0x98]
 
 
 def test_an_event_timer_takes_the_line_of_the_timer_and_the_clock(bench):
@@ -125,7 +125,7 @@ def test_an_event_timer_takes_the_line_of_the_timer_and_the_clock(bench):
     bench.now = bench.platform.next_deadline()
     assert bench.now == 1000
     bench.platform.advance()
-    assert bench.take_all() == [0x98, 0x92, 0x08, 0x70]
+    assert bench.take_all() == [0x08, 0x70, 0x98, 0x92]
 
 
 def test_the_earliest_deadline_counts(bench):
