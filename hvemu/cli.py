@@ -7,6 +7,7 @@ a guest; it raises HvemuError for a person, and need not think of anything else 
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 import traceback
@@ -24,7 +25,7 @@ from hvemu.guest.manifest import load_manifest
 from hvemu.guest.program import render_listing
 from hvemu.options import BUDGET, GUEST, JSON, MACHINE, TRACE, Output, setup_from
 from hvemu.report import bench as measurements
-from hvemu.report import outcome
+from hvemu.report import outcome, vmcs_check, vmcs_template
 from hvemu.report.attend import attend
 from hvemu.report.compare import Comparison, compare
 from hvemu.report.compare_text import as_json as compare_json
@@ -33,6 +34,7 @@ from hvemu.report.console import Console
 from hvemu.report.demo import tour
 from hvemu.report.setup import Setup
 from hvemu.report.trace import Tracer
+from hvemu.vmx.vmcs_file import read as read_vmcs
 
 BAD_INPUT, BUG, CTRL_C, BROKEN_PIPE = 2, 70, 130, 141
 
@@ -70,6 +72,7 @@ def run(guest: str, setup: Setup, json_: Output | None, trace: Output | None, ve
         guest,
         on_output=None if silent else console.put,
         sink=None if trace is None else Tracer(trace.stream, shared=traced),
+        on_note=lambda text: click.echo(f"hvemu: {text}", err=True),
     )
     budget = setup.budget(guest)
     result = attend(machine, budget)
@@ -161,6 +164,48 @@ def bench(json_: Output | None) -> None:
         click.echo(measurements.render(rows))
     if json_ is not None:
         json_.write_json(measurements.document(rows))
+
+
+@cli.group()
+def vmcs() -> None:
+    """Find out why VMLAUNCH fails: check a VMCS by every clause of the manual."""
+
+
+@vmcs.command("check")
+@click.argument("file")
+@click.option(
+    "--capabilities",
+    type=click.Choice([*vmcs_check.PROCESSORS]),
+    help="Which controls the processor offers: those of hvemu, or any; any for a KVM dump, hvemu for all else.",
+)
+@JSON
+def vmcs_check_command(file: str, capabilities: str | None, json_: Output | None) -> int:
+    """Say which clauses the VMCS in FILE violates, and what would help.
+
+    FILE is TOML or JSON with values by the names of fields, or a kernel log with the dump of Linux KVM; - is standard
+    input.
+
+    Status: 0 it would enter, 1 it would not, 2 bad input.
+    """
+    data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    try:
+        given = read_vmcs(data, suffix=Path(file).suffix.lower())
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    verdict = vmcs_check.judge(given, capabilities)
+    if json_ is None or not json_.is_stdout:
+        click.echo("\n".join(vmcs_check.render(verdict, file)))
+    if json_ is not None:
+        json_.write_json(vmcs_check.as_json(verdict, file))
+    return int(not verdict.enters)
+
+
+@vmcs.command("template")
+@click.option("--toml/--json", "toml", default=True, help="The form; TOML has comments.")
+def vmcs_template_command(toml: bool) -> int:
+    """Print a minimal VMCS that `check` accepts."""
+    click.echo("\n".join(vmcs_template.as_toml()) if toml else json.dumps(vmcs_template.as_json(), indent=2))
+    return 0
 
 
 # -- what commands share -----------------------------------------------------------------------------------------------

@@ -27,7 +27,9 @@ from hvemu.techniques.exits import control_registers, events, io, memory, proces
 from hvemu.techniques.hardware import Hardware
 from hvemu.techniques.vm import Budget, Vm
 from hvemu.techniques.watchdog import Watchdog
+from hvemu.vmx.capabilities import MSRS
 from hvemu.vmx.exit import VmExit
+from hvemu.x86.cpuid import Offer
 
 FAMILIES = (control_registers, events, io, memory, processor)
 """Importing them registers the handlers of every exit."""
@@ -73,7 +75,8 @@ class Machine:
     """*image* in a machine with *ram* bytes for the guest, ready to run under *technique*.
 
     *counted* False lets the guest run without counting instructions: faster, and different in every run. *on_output*
-    sees each byte that the guest prints, *sink* each event. Raises InputError.
+    sees each byte that the guest prints, *sink* each event; *on_note* is told what a person should know meanwhile, as
+    why VM entry failed for a hypervisor in the guest. Raises InputError.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Machine:
         counted: bool = True,
         on_output: Callable[[int], None] | None = None,
         sink: Sink | None = None,
+        on_note: Callable[[str], None] = lambda _text: None,
     ) -> None:
         if ram % FRAME or not 0 < ram <= MAX_RAM:
             raise InputError(f"--ram {ram}: not a multiple of 4 KiB up to {MAX_RAM >> 30} GiB")
@@ -95,18 +99,29 @@ class Machine:
         frames = Frames(0 if below else ram, HYPERVISOR)
         clock: Clock = CountedClock(engine) if counted else FreeClock()
         board = Board(lambda: clock.now * NANOSECONDS_PER_CYCLE, on_output)
+        vmx = technique.name == "bare"  # the other techniques do without, or need it for themselves
         cpu = Cpu(
             engine,
             physical=memory,
             ports=board,
             mmio=Mmio(ram, frames.allocate()),
-            msrs=MsrFile(engine.state, engine, lambda: clock.now),
+            msrs=MsrFile(
+                engine.state, engine, lambda: clock.now, offer=Offer(vmx=vmx), constants=MSRS if vmx else None
+            ),
             clock=clock,
             interrupts=board.pic,
         )
         self.image, self.technique = image, technique
         self.vm = Vm(
-            engine=engine, cpu=cpu, board=board, clock=clock, technique=technique, ram=memory, frames=frames, sink=sink
+            engine=engine,
+            cpu=cpu,
+            board=board,
+            clock=clock,
+            technique=technique,
+            ram=memory,
+            frames=frames,
+            sink=sink,
+            note=on_note,
         )
         for gpa, data in started.memory:
             memory.write_bytes(gpa, data)

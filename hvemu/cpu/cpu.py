@@ -50,6 +50,14 @@ class InterruptController(Protocol):
         ...
 
 
+class VmxInstructions(Protocol):
+    """What executes VMX instructions outside VMX non-root operation, on a processor that has them."""
+
+    def instruction(self, instruction: Instruction) -> VmExit | None:
+        """Execute *instruction*, at RIP; return the VM exit that a VM entry met. Raises Fault(#UD) for others."""
+        ...
+
+
 class Cpu:
     """A logical processor on *engine*.
 
@@ -76,6 +84,7 @@ class Cpu:
         self.breakpoints = Breakpoints(self.state)
         self.view: CpuState = self.state
         self.interception: Interception | None = None
+        self.vmx: VmxInstructions | None = None
         self.wanted: frozenset[Kind] = frozenset()
         self.rules = DEFAULT
         self.halted = self.nmi_pending = self.nmi_blocked = self.virtual_nmis = False
@@ -351,7 +360,9 @@ class Cpu:
         instruction = self.instruction()
         if instruction.mnemonic == "int1":
             return self._ask_for(Event(Vector.DB, Source.PRIVILEGED, None, self.after(instruction.length)))
-        raise Fault(Vector.UD)
+        if self.vmx is None or self.interception is not None:
+            raise Fault(Vector.UD)
+        return self.vmx.instruction(instruction)
 
     def _software_interrupt(self, stop: Stop) -> VmExit | None:
         """INT n, INT3 and INTO: RIP is after the instruction, but it must be on it while its gate is checked."""

@@ -41,7 +41,7 @@ def pair(cpu: Cpu) -> int:
 
 def _cpuid(cpu: Cpu, _stop: Stop) -> None:
     regs = cpu.state.regs
-    regs[0], regs[3], regs[1], regs[2] = cpuid(regs[0] & _DWORD, regs[1] & _DWORD, cpu.state)
+    regs[0], regs[3], regs[1], regs[2] = cpuid(regs[0] & _DWORD, regs[1] & _DWORD, cpu.state, cpu.rules.offer)
     cpu.retire(cpu.instruction().length)
 
 

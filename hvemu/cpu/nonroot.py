@@ -17,7 +17,7 @@ from hvemu.cpu.transition import SOURCES, Transition
 from hvemu.cpu.view import ShadowedView
 from hvemu.engine.traps import Kind, Stop
 from hvemu.memory.ept_walk import EptMisconfiguration, EptViolation
-from hvemu.memory.physical import Physical
+from hvemu.memory.physical import Physical, Ram
 from hvemu.vmx import cr_access, intercepts
 from hvemu.vmx.controls import PrimaryProcessorBased
 from hvemu.vmx.exit import VmExit
@@ -67,12 +67,12 @@ _DR6, _BS = 6, int(Dr6(bs=1))
 class NonRoot:
     """The Interception of a processor in VMX non-root operation under *vmcs*, whose EPT lies in *host* memory."""
 
-    def __init__(self, cpu: Cpu, vmcs: Vmcs, host: Physical) -> None:
+    def __init__(self, cpu: Cpu, vmcs: Vmcs, host: Ram) -> None:
         self._cpu, self._vmcs, self._host = cpu, vmcs, host
         self._dimension = SecondDimension(cpu, host)
         self._transition = Transition(cpu, vmcs, self._dimension)
         self._dr6 = 0
-        cpu.interception, cpu.view = self, ShadowedView(cpu.state, vmcs)
+        self.take()
         self._decide: dict[Kind, Callable[[Stop], VmExit | None]] = {
             Kind.RDTSC: self._rdtsc,
             Kind.CR_READ: self._cr_read,
@@ -86,6 +86,10 @@ class NonRoot:
             **dict.fromkeys(_TABLES, self._table),
             **{kind: self._simple(reason) for kind, reason in _SIMPLE.items()},
         }
+
+    def take(self) -> None:
+        """Take the processor into non-root operation: from now on it asks here."""
+        self._cpu.interception, self._cpu.view = self, ShadowedView(self._cpu.state, self._vmcs)
 
     @property
     def physical(self) -> Physical:

@@ -24,7 +24,7 @@ from hvemu.memory.ept_walk import (
     walk_ept,
 )
 from hvemu.memory.nested import NestedPhysical
-from hvemu.memory.physical import Physical
+from hvemu.memory.physical import Physical, Ram
 from hvemu.vmx.exit import VmExit
 from hvemu.x86.paging import PAGE
 from hvemu.x86.state import CpuState
@@ -43,28 +43,34 @@ class SecondDimension:
     *physical* is memory by gpa for the CPU model.
     """
 
-    def __init__(self, cpu: Cpu, host: Physical) -> None:
+    def __init__(self, cpu: Cpu, host: Ram) -> None:
         self._cpu, self._host = cpu, host
         self.ept: EptPaging | None = None
         self.physical: Physical = host
 
     def use(self, ept: EptPaging | None) -> None:
-        """Translate by *ept* from now on."""
+        """Translate by *ept* from now on. What was translated by it before may still be known."""
         self.ept = ept
-        cpu = self._cpu
+        cpu, engine = self._cpu, self._cpu.engine
         if ept is None:
             self.physical, cpu.memory = self._host, PagedMemory(cpu.state, self._host)
+            if engine.machine_level.holds is None:
+                engine.machine_level.map(0, self._host.base, self._host.size)
+                engine.machine_level.holds = self
         else:
             nested = NestedPhysical(ept, self._host)
             self.physical, cpu.memory = nested, GuestMemory(cpu.state, nested)
+            if engine.guest_level.holds != ept:
+                engine.guest_level.clear()
+                engine.guest_level.holds = ept
         cpu.physical = self.physical
-        self.invalidate()
+        engine.use_level(engine.guest_level if ept else engine.machine_level)
 
     def invalidate(self) -> None:
-        """Forget every translation, as INVEPT does."""
+        """Forget every translation by EPT, as INVEPT does."""
         if isinstance(self.physical, NestedPhysical):
             self.physical.flush()
-        self._cpu.engine.second_level.clear()
+        self._cpu.engine.guest_level.clear()
         self._cpu.engine.flush_tlb()
 
     def stopped(self, stop: Stop) -> VmExit | None:
@@ -73,7 +79,7 @@ class SecondDimension:
         Raises EptViolation, EptMisconfiguration, Fault.
         """
         if self.ept is None:
-            return self._without_ept(stop)
+            return self._cpu.mmio.access(self._cpu, stop)
         opened: dict[int, _Opening] = {}
         while stop.kind is Kind.SECOND_LEVEL:
             walked = self._walk(stop)
@@ -86,15 +92,6 @@ class SecondDimension:
                 self._open(opened, walked, writable=store)
             stop = self._step(opened)
         return self._cpu.act(stop)
-
-    def _without_ept(self, stop: Stop) -> VmExit | None:
-        """Map the machine's own memory; where there is none, the access is the bus's."""
-        size = len(self._cpu.engine.ram)
-        if stop.address >= size:
-            return self._cpu.mmio.access(self._cpu, stop)
-        self._cpu.engine.second_level.map(0, 0, size)
-        self._cpu.engine.flush_tlb()
-        return None
 
     # -- the walk -----------------------------------------------------------------------------------------------
 

@@ -36,13 +36,15 @@ from hvemu.engine.state import EngineState
 from hvemu.engine.stops import Stops
 from hvemu.engine.traps import ALWAYS, BIT, GIF, Kind, Stop
 from hvemu.x86.decode import LONGEST, Truncated, decode
-from hvemu.x86.vectors import Fault
+from hvemu.x86.vectors import Fault, Vector
 
 _FLUSHING = frozenset({Kind.CR_WRITE, Kind.INVLPG})
 """Stops at instructions that flush the TLB, all of which are always armed."""
 _CPU_MODEL = 26  # Icelake-Server: decodes SYSENTER in 64-bit mode, as Intel does
 _CR_REGISTERS = {0: 50, 3: 53, 4: 54}
 _EFLAGS_REGISTER = 25
+_CPL = 3
+_JUMPS = frozenset({"jmp", "call", "ljmp", "lcall"})
 _RETRY = 0.0005  # seconds between two attempts to end a run
 
 
@@ -73,7 +75,8 @@ class Engine:
         self._context: int = context.value or 0
         self.counted, self.instructions = counted, 0
         self._interrupted, self._runner = False, 0
-        self._code_pages: dict[tuple[int, int], int] = {}  # (gva, CR3): hpa, until something flushes the TLB
+        self._code_pages: dict[tuple[int, bool], int] = {}  # (gva, for users): hpa, until something flushes the TLB
+        self._code_cr3 = 0
         self._reader, self._pages = Code(self._h, self._hidden), CodePages(self._h)
         self._hooks = Hooks(self._h, self._context, self._reader, self._pages, counted=counted)
         verify(self._uc, self._context)
@@ -123,13 +126,18 @@ class Engine:
         """
         if not self.counted:
             return self._single.step()
-        rip = self.state.rip
+        before, rip = self.instructions, self.state.linear_rip
         stop = self._run(1, heed=False)
-        if stop.kind is Kind.LIMIT and self.state.rip == rip and not self._may_stay():
+        if stop.kind is Kind.LIMIT and self.state.linear_rip == rip and not self._may_stay():
             # A store into its own block: the emulator drops the block, counts the store, and begins anew. Let it.
             stop = self._run(2, heed=False)
-            self.instructions -= 2 if stop.kind is Kind.LIMIT else 1
-        return stop
+            self.instructions = before + (stop.kind is Kind.LIMIT or self._is_about_the_next(stop))
+        return Stop(Kind.LIMIT) if self._is_about_the_next(stop) else stop
+
+    def _is_about_the_next(self, stop: Stop) -> bool:
+        """Whether an instruction retired, and the next one cannot be fetched."""
+        is_fault = stop.kind is Kind.SECOND_LEVEL or (stop.kind is Kind.EXCEPTION and stop.detail != Vector.DB)
+        return is_fault and self._stops.ran > 0
 
     def _may_stay(self) -> bool:
         """Whether the instruction at RIP may retire and leave RIP where it is: a repeated one, or a jump."""
@@ -137,7 +145,7 @@ class Engine:
             instruction = decode(self.fetch(), self.state.code_bits)
         except (Fault, Truncated):
             return True
-        return instruction.rep is not None or instruction.memory is None
+        return instruction.rep is not None or instruction.memory is None or instruction.mnemonic in _JUMPS
 
     def step_through(self, gpa: int, hpa: int) -> Stop:
         """Step one instruction while the page at *gpa* is the writable page at *hpa*; then put the old mapping back.
@@ -315,14 +323,19 @@ class Engine:
 
         15 bytes, or fewer before the end of a page unless the instruction crosses it; none where it cannot fetch.
         """
-        gva = self.state.linear_rip
+        state = self.state
+        if state.cr[3] != self._code_cr3:  # a task switch flushes too
+            self._code_cr3 = state.cr[3]
+            self._code_pages.clear()
+        gva = state.linear_rip
         offset = gva % PAGE
-        hpa = self._code_pages.get((gva - offset, self.state.cr[3]))
+        key = (gva - offset, state.hflags & _CPL == _CPL)
+        hpa = self._code_pages.get(key)
         if hpa is not None and offset <= PAGE - LONGEST:
             return self.ram[hpa + offset : hpa + offset + LONGEST]
         self._sync()
-        code = self._reader.instruction(gva, self.state.code_bits, self.state.cr[4])
+        code = self._reader.instruction(gva, state.code_bits, state.cr[4])
         hpa = self._reader.hpa(gva) if code else None
         if hpa is not None and hpa < len(self.ram):
-            self._code_pages[gva - offset, self.state.cr[3]] = hpa - offset
+            self._code_pages[key] = hpa - offset
         return code

@@ -43,9 +43,9 @@ class SecondLevel:
     *holds* is what it mirrors, for whoever fills it.
     """
 
-    def __init__(self, hidden: mmap.mmap, base: int, first_free: int, end: int) -> None:
+    def __init__(self, hidden: mmap.mmap, base: int, first_free: int, end: int | None = None) -> None:
         self._words = memoryview(hidden).cast("Q")
-        self._base, self._first_free, self._end = base, first_free, end
+        self._base, self._first_free, self._end = base, first_free, len(hidden) if end is None else end
         self.holds: object = None
         self.clear()
 

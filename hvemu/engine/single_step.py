@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hvemu.engine import native
+from hvemu.engine.code import is_whole
 from hvemu.engine.state import EngineState
 from hvemu.engine.traps import Kind, Stop
 from hvemu.x86.decode import Truncated, decode
@@ -92,11 +93,16 @@ class SingleStep:
 
     def _run_to_hook(self, begin: int, end: int) -> Stop:
         self._start = self._state.linear_rip
+        start = self._start
         hook = native.hook_add(self._handle, native.HOOK_CODE, self._callback, begin=begin, end=end)
         try:
-            return self._run()
+            stop = self._run()
         finally:
             native.hook_del(self._handle, hook)
+        is_fault = stop.kind is Kind.SECOND_LEVEL or (stop.kind is Kind.EXCEPTION and stop.detail != Vector.DB)
+        if is_fault and self._state.linear_rip != start and not is_whole(self._fetch(), self._state.code_bits):
+            return Stop(Kind.LIMIT)  # it retired, and the next one cannot be fetched
+        return stop
 
     def _on_code(self, _uc: int, gva: int, _size: int, _data: object) -> None:
         if gva == self._start:

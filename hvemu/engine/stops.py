@@ -45,7 +45,7 @@ class Stops:
             code: (Stop(kind, detail), kind not in _AFTER, kind in _DETAILED)
             for code, (kind, detail) in (decode_table() | {code: (kind, 0) for code, kind in KINDS.items()}).items()
         }
-        self._alone = -1
+        self._alone, self._presumed_hook = -1, False
         self.ran = 0
 
     def explain(self, code: int) -> Stop | None:
@@ -61,8 +61,10 @@ class Stops:
         else:
             lazy = state.cc_op != EFLAGS_WHOLE and (not begun or code in BETWEEN or not self._is_hooked())
         state.settle(lazy=lazy)
+        self._presumed_hook = not lazy
         if is_detailed and self._is_premature(stop):
-            self._not_begun()
+            if self._presumed_hook:
+                self._not_begun()
             return None
         if self._alone >= 0:
             self.end_shadow()
@@ -100,14 +102,14 @@ class Stops:
 
     def _second_level_fault(self) -> Stop:
         code, gpa = SecondLevelCode(self._state.error_code & 0x1F), self._fault_address()
-        if self._counted and (code.id or not self._can_fetch()):
+        if self._presumed_hook and (code.id or not self._can_fetch()):
             self._not_begun()
         return Stop(Kind.SECOND_LEVEL, 0, int(code), gpa)
 
     def _exception(self, vector: int) -> Stop:
         state = self._state
         gva = self._fault_address() if vector == Vector.PF else 0
-        if self._counted and self._precedes_count(vector, gva):
+        if self._presumed_hook and self._precedes_hook(vector, gva):
             self._not_begun()
         return Stop(Kind.EXCEPTION, vector, state.error_code & 0xFFFF, gva)
 
@@ -120,8 +122,8 @@ class Stops:
         address: int = struct.unpack_from("<Q", self._hidden, FAULT_ADDRESS)[0]
         return address
 
-    def _precedes_count(self, vector: int, gva: int) -> bool:
-        """Whether the count leaves out the instruction at RIP: it cannot be fetched, or the one before it trapped."""
+    def _precedes_hook(self, vector: int, gva: int) -> bool:
+        """Whether the hook of the instruction at RIP has not run: it cannot be fetched, or the last one trapped."""
         state = self._state
         if vector == Vector.PF:
             near = (gva - state.linear_rip) & state.linear_mask < LONGEST

@@ -20,11 +20,12 @@ NEEDS_MODE = {"deprivilege": (32, "rings protect a hypervisor only from 32-bit c
 class Setup:
     """All that can be chosen for a run but the guest.
 
-    *memory* None is the technique's usual one. *ram* is in bytes, *timeout* in seconds of host time. Budgets that are
+    *technique* None is `hardware`, or where guests.toml rules that out the first that it allows; *memory* None is the
+    technique's usual one. *ram* is in bytes, *timeout* in seconds of host time. Budgets that are
     None are the guest's own from guests.toml; without those, only TIMEOUT ends a guest that does not.
     """
 
-    technique: str = DEFAULT_PAIR[0]
+    technique: str | None = None
     memory: str | None = None
     mode: int | None = None
     ram: int = DEFAULT_RAM
@@ -40,13 +41,26 @@ class Setup:
         return replace(self, technique=pair[0], memory=pair[1])
 
     def machine(
-        self, guest: str, *, on_output: Callable[[int], None] | None = None, sink: Sink | None = None
+        self,
+        guest: str,
+        *,
+        on_output: Callable[[int], None] | None = None,
+        sink: Sink | None = None,
+        on_note: Callable[[str], None] = lambda _text: None,
     ) -> Machine:
         """Return a machine with *guest* in it, as `load` finds it. Raises InputError."""
-        technique = technique_for(self.technique, self.memory)
+        name = self.technique or self._usual(guest)
+        technique = technique_for(name, self.memory)
         image = load(guest, mode=self.mode, ram=self.ram, cmdline=self.append, initrd=self.initrd)
-        require_mode(image.name, image.mode, self.technique)
-        return Machine(image, technique, ram=self.ram, counted=self.counted, on_output=on_output, sink=sink)
+        require_mode(image.name, image.mode, name)
+        return Machine(
+            image, technique, ram=self.ram, counted=self.counted, on_output=on_output, sink=sink, on_note=on_note
+        )
+
+    @staticmethod
+    def _usual(guest: str) -> str:
+        known = load_manifest().get(guest)
+        return known.pairs[0][0] if known and DEFAULT_PAIR not in known.pairs else DEFAULT_PAIR[0]
 
     def budget(self, guest: str) -> Budget:
         """Return what *guest* may use; of instructions, which the free clock does not count, only what was chosen."""

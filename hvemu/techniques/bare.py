@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from hvemu.cpu.control import Rules
 from hvemu.cpu.linear import Linear
+from hvemu.cpu.vmx_root import VmxRoot
 from hvemu.memory.physical import Physical
-from hvemu.techniques.base import Outcome
+from hvemu.techniques.base import RESUME, Outcome
 from hvemu.techniques.vm import Vm
 from hvemu.vmx.exit import VmExit
+from hvemu.x86.cpuid import Offer
+from hvemu.x86.msrs import FEATURE_CONTROL, FeatureControl
 from hvemu.x86.state import CpuState, load_state
 from hvemu.x86.vectors import Fault
 
+_AS_FIRMWARE_LEAVES_IT = int(FeatureControl(lock=1, vmx_outside_smx=1))
+
 
 class Bare:
-    """The silicon alone. There are no VM exits."""
+    """The silicon alone. There are no VM exits, unless the guest is a hypervisor itself: then they are its own."""
 
     name, memory = "bare", "none"
     vm: Vm
@@ -21,8 +27,10 @@ class Bare:
     def install(self, vm: Vm, boot: CpuState) -> None:
         """Map the guest's RAM at address 0 and put *boot* into the processor."""
         self.vm, self.physical = vm, vm.ram
-        vm.engine.second_level.map(0, vm.ram.base, vm.ram.size)
-        vm.engine.flush_tlb()
+        self.vmx = vm.cpu.vmx = VmxRoot(vm.cpu, vm.ram)
+        self.vmx.tell = vm.note
+        vm.cpu.rules = Rules(Offer(vmx=True))
+        vm.cpu.msrs.write(FEATURE_CONTROL, _AS_FIRMWARE_LEAVES_IT)
         load_state(vm.cpu.state, boot)
         vm.cpu.arm()
 
@@ -31,11 +39,12 @@ class Bare:
         return self.vm.cpu.run(limit)
 
     def handle(self, exit_: VmExit) -> Outcome:
-        """Never happens."""
-        raise AssertionError(f"{exit_} on a machine without hypervisor")
+        """Give the processor back to the hypervisor in the guest, as a VM exit does."""
+        self.vmx.leave(exit_)
+        return RESUME
 
     def inject(self, fault: Fault) -> None:
-        """Never happens either."""
+        """Never happens."""
         raise AssertionError(f"{fault} injected by nobody")
 
     def tick(self) -> None:

@@ -100,7 +100,6 @@ class Hardware:
         self.view, self.linear = vm.cpu.view, PagedMemory(self.state, vm.ram)
         self.guest_view = GuestView(self.state, self.vmcs)
         vm.cpu.interrupts = self.timer
-        vm.engine.second_level.clear()
 
     def run(self, limit: int) -> VmExit | None:
         """VM entry, unless the guest runs already, and on to the next VM exit."""

@@ -10,13 +10,13 @@ from hvemu.techniques.base import STOP, Shutdown
 from hvemu.techniques.vm import SLICE, Budget, Vm
 from hvemu.vmx.entry import EntryFailed
 from hvemu.vmx.exit import VmExit
-from hvemu.vmx.fail import VmFail
+from hvemu.vmx.fail import VmFail, VmxAbort
 from hvemu.vmx.reasons import Reason
 from hvemu.x86.registers import Rflags
 from hvemu.x86.vectors import Fault, TripleFault
 
 _NAMES = {reason: reason.name for reason in Reason}
-_DEADLY = (TripleFault, Shutdown, VmFail, EntryFailed)
+_DEADLY = (TripleFault, Shutdown, VmFail, VmxAbort, EntryFailed)
 _SLEEPS = 10_000
 """Deadlines that a halted guest sleeps through before nothing is expected to wake it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hvemu.cpu.clock import NANOSECONDS_PER_CYCLE, Clock
@@ -43,7 +44,7 @@ class Vm:
     """One guest under one technique.
 
     *host* is all host-physical memory, of which the guest's RAM is the *ram_size* bytes from *ram_hpa*; *frames* hands
-    out the rest to the hypervisor. *ram* is the guest's RAM by gpa.
+    out the rest to the hypervisor. *ram* is the guest's RAM by gpa. *note* takes what a person should know meanwhile.
     """
 
     def __init__(
@@ -57,9 +58,11 @@ class Vm:
         ram: Ram,
         frames: Frames,
         sink: Sink | None = None,
+        note: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self.engine, self.cpu, self.board, self.clock = engine, cpu, board, clock
         self.technique, self.ram, self.frames, self.sink = technique, ram, frames, sink
+        self.note = note
         self.books = Books()
         self.deadline: int | None = None
         self.started = time.monotonic()

@@ -47,3 +47,17 @@ class VmFail(GuestVisible):
     def __str__(self) -> str:
         what = "VMfailInvalid" if self.number is None else f"VM-instruction error {self.number}: {ERRORS[self.number]}"
         return f"{what}\n{self.why}" if self.why else what
+
+
+class VmxAbort(GuestVisible):
+    """A VM exit that cannot be completed: the processor shuts down (SDM 3C "VMX Aborts").
+
+    *indicator* is what goes into the VMCS region, *why* is for a person.
+    """
+
+    def __init__(self, indicator: int, why: str) -> None:
+        super().__init__(indicator, why)
+        self.indicator, self.why = indicator, why
+
+    def __str__(self) -> str:
+        return f"VMX abort {self.indicator}: {self.why}"
