@@ -73,11 +73,13 @@ class Wires:
 class Platform:
     """All of these devices as firmware leaves them, for a machine with *ram* bytes.
 
-    *clock* is virtual time, *tsc_time* says when the time-stamp counter reaches a value. `lapic` is the processor's
-    interrupt controller; *pic* is wired to its LINT0.
+    *clock* is virtual time, *tsc_time* says when the time-stamp counter reaches a value, *x2apic* whether the processor
+    offers that mode. `lapic` is the processor's interrupt controller; *pic* is wired to its LINT0.
     """
 
-    def __init__(self, *, clock: Clock, tsc_time: TscTime, pic: PicPair, wires: Wires, ram: int) -> None:
+    def __init__(
+        self, *, clock: Clock, tsc_time: TscTime, pic: PicPair, wires: Wires, ram: int, x2apic: bool = True
+    ) -> None:
         self._clock, self._pic, self._wires = clock, pic, wires
         self.lapic = LocalApic(
             clock=clock,
@@ -85,6 +87,7 @@ class Platform:
             pic=pic,
             nmi=wires.nmi,
             end_of_interrupt=self._end_of_interrupt,
+            x2apic=x2apic,
         )
         self.lapic.start_as_firmware_does()
         pic.write(PicPair.ELCR + 1, 1, ELCR_OF_FIRMWARE)

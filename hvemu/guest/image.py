@@ -140,17 +140,18 @@ def _from_binary(name: str, data: bytes, mode: int | None, ram: int) -> Image:
 def _from_elf(name: str, data: bytes, mode: int | None, ram: int) -> Image:
     if mode not in {None, 32}:
         raise InputError(f"--mode {mode}: {name} is an ELF file, and Multiboot starts it in 32-bit mode")
-    loaded = elf.load(name, data, ram)
+    symbols = elf.symbols(name, data)
     header = multiboot.find_header(data)
     if header is None:
         raise InputError(f"{name}: no Multiboot 1 header in the first {multiboot.SEARCH} bytes of the ELF file")
     multiboot.check_flags(name, header)
-    if header.flags.addresses:
+    if header.flags.addresses:  # then the program headers do not count
         segment = multiboot.load_by_addresses(name, data, header, ram)
-        return Image(name, 32, (segment,), header.entry_gpa, loaded.symbols, kind="multiboot")
+        return Image(name, 32, (segment,), header.entry_gpa, symbols, kind="multiboot")
+    loaded = elf.load(name, data, ram)
     if loaded.entry >= 2**32:
         raise InputError(f"{name}: its entry point {loaded.entry:#x} is not a 32-bit address")
-    return Image(name, 32, loaded.segments, loaded.entry, loaded.symbols, kind="multiboot")
+    return Image(name, 32, loaded.segments, loaded.entry, symbols, kind="multiboot")
 
 
 def is_bzimage(data: bytes) -> bool:

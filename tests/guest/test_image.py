@@ -100,9 +100,12 @@ def refused(path, **options):
     return message
 
 
+I386, X86_64 = 3, 62
+
+
 @pytest.mark.parametrize("bits", [32, 64])
 def test_an_elf_kernel_is_loaded_at_its_physical_addresses(guest, bits):
-    loaded = image.load(guest(make_elf(bits=bits)))
+    loaded = image.load(guest(make_elf(bits=bits, machine=I386)))
     assert loaded.segments == ((0x100000, TEXT + bytes(32)),)
     assert (loaded.kind, loaded.mode, loaded.entry) == ("multiboot", 32, 0x10000C)
     assert loaded.symbols == {"kernel_main": 0x10000C}
@@ -112,6 +115,25 @@ def test_an_elf_kernel_is_loaded_at_its_physical_addresses(guest, bits):
 def test_a_kernel_linked_high_is_entered_where_it_lies(guest):
     loaded = image.load(guest(make_elf(gva=0xC0100000)))
     assert (loaded.entry, loaded.symbols["kernel_main"]) == (0x10000C, 0xC010000C)
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_an_x86_64_kernel_is_refused_because_it_would_start_in_32_bit_mode(guest, bits):
+    assert "objcopy -O elf32-i386" in refused(guest(make_elf(bits=bits, machine=X86_64)))
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("machine", [I386, X86_64])
+@pytest.mark.parametrize("gpa", [0x100000, 0xFFFF0000])
+def test_a_header_with_addresses_counts_in_place_of_the_program_headers(guest, bits, machine, gpa):
+    flags, base = 0x10003, 0x200000
+    header = struct.pack(
+        "<8I", 0x1BADB002, flags, -0x1BADB002 - flags & 0xFFFFFFFF, *(base,) * 2, base + 48, 0, base + 32
+    )
+    loaded = image.load(guest(make_elf(bits=bits, machine=machine, gpa=gpa, text=header + CODE)))
+    assert loaded.segments == ((base, header + CODE),)
+    assert (loaded.kind, loaded.mode, loaded.entry) == ("multiboot", 32, base + 32)
+    assert loaded.symbols == {"kernel_main": gpa + 12}
 
 
 @pytest.mark.parametrize("bits", [32, 64])
