@@ -60,9 +60,9 @@ class SecondDimension:
         else:
             nested = NestedPhysical(ept, self._host)
             self.physical, cpu.memory = nested, GuestMemory(cpu.state, nested)
-            if engine.guest_level.holds != ept:
+            if engine.guest_level.holds != (self, ept):
                 engine.guest_level.clear()
-                engine.guest_level.holds = ept
+                engine.guest_level.holds = (self, ept)
         cpu.physical = self.physical
         engine.use_level(engine.guest_level if ept else engine.machine_level)
 
