@@ -101,6 +101,7 @@ class Rig:
         self.set(ENTRY, ia32e_mode_guest=bits == 64)
         self._fill(self._boot(bits, cpl))
         self.nonroot = NonRoot(self.cpu, self.vmcs, self.host)
+        self.nonroot.invalidate()  # the engine of the rigs before this one may know the EPT of another
         self.inside = False
 
     def _boot(self, bits, cpl):

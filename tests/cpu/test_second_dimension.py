@@ -32,8 +32,9 @@ A, D = 0x20, 0x40  # of guest page tables
 UD, PF = 6, 14
 
 
-def small(bits, cpl=0, **more):
-    return Rig(bits, cpl, largest=PAGE, **more)
+def small(bits, *, accessed_dirty=False, largest=0x20_0000):
+    """A guest whose pages are split where a test changes them, or all small where EPT has flags for each."""
+    return Rig(bits, accessed_dirty=accessed_dirty, largest=PAGE if accessed_dirty else largest)
 
 
 def violation(exit_, qualification, gpa, gva, **more):
@@ -256,7 +257,7 @@ def test_code_runs_under_page_tables_that_may_only_be_read():
 @pytest.mark.parametrize("entry", [2, 6, 4, GUEST_HPA + DATA | 7 | 2 << 3, GUEST_HPA + DATA | 7 | 6 << 3 | 1 << 45])
 @pytest.mark.parametrize("code", ["8b07", "8907"])
 def test_a_misconfiguration_reports_the_guest_physical_address_alone(entry, code):
-    rig = small(64).gpr(rdi=HOLE + 0x18)
+    rig = small(64, largest=PAGE).gpr(rdi=HOLE + 0x18)
     rig.enter()
     rig.host.write(leaf(rig, HOLE).hpa, ENTRY_SIZE, entry)
     assert fields(rig.run(code)) == {"reason": Reason.EPT_MISCONFIGURATION, "guest_physical": HOLE + 0x18}
@@ -274,7 +275,7 @@ def flags(rig, gpa):
 @pytest.mark.parametrize("bits", WIDE)
 @pytest.mark.parametrize("enabled", [False, True])
 def test_dirty_is_set_by_the_first_write_even_after_reads(bits, enabled):
-    rig = small(bits, accessed_dirty=enabled).gpr(rdi=DATA)
+    rig = small(bits, accessed_dirty=enabled, largest=PAGE).gpr(rdi=DATA)
     assert rig.run("8b078b078907ebfe", limit=2) is None
     assert flags(rig, DATA) == (EPT_A if enabled else 0)
     assert rig.run(limit=1) is None
@@ -347,7 +348,7 @@ def test_delivery_may_meet_a_violation_and_the_event_is_injected_again(injected,
 
 
 def test_a_misconfiguration_during_delivery_names_the_event():
-    rig = small(32)
+    rig = small(32, largest=PAGE)
     rig.enter()
     rig.host.write(leaf(rig, machines.IDT).hpa, ENTRY_SIZE, 2)
     assert fields(rig.run("0f0b")) == {
@@ -452,6 +453,6 @@ def test_guest_physical_addresses_wider_than_the_tables():
 
 
 def test_the_leaf_of_a_page_is_at_the_last_level():
-    rig = small(32)
+    rig = small(32, largest=PAGE)
     rig.enter()
     assert leaf(rig, DATA).level is PTE
