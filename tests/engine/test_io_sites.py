@@ -180,6 +180,7 @@ def test_the_counted_clock_needs_no_hook_for_in_and_out(counted):
 def test_port_io_with_a_lock_prefix_stops_and_it_is_the_decoder_that_refuses_it(code, counted):
     r = rig(32, counted=counted)
     r.gpr(RDI, DATA)
+    r.gpr(RCX, 1)
     assert summary(r.run(b"\x90" + code)) == (Kind.IO, 0)
     assert r.offset == 1
     with pytest.raises(Fault):
