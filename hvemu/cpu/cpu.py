@@ -65,6 +65,7 @@ class Cpu:
     linear memory as the current program sees it; *view* the registers as its instructions read and write them.
     *halted*: waiting for an interrupt. *attention* is set by whoever changes what may interrupt the processor. *rules*
     say what control registers may hold. *virtual_nmis*: what is blocked by NMI are not the NMIs that arrive at the pin.
+    *hears_interrupts* and *hears_nmis*: what wakes a halted processor; in shutdown the first does not.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Cpu:
         self.wanted: frozenset[Kind] = frozenset()
         self.rules = DEFAULT
         self.halted = self.nmi_pending = self.nmi_blocked = self.virtual_nmis = False
-        self.iret_unblocks_nmis = True
+        self.iret_unblocks_nmis = self.hears_interrupts = self.hears_nmis = True
         self.attention = True
         self._from = 0  # where the last run began
         self._events: dict[Kind, Callable[[Stop], VmExit | None]] = {
@@ -279,15 +280,16 @@ class Cpu:
         """
         self.attention = False
         in_shadow = self.state.blocking_by_sti_or_mov_ss
-        if self.nmi_pending and (self.virtual_nmis or not self.nmi_blocked):
+        requested = self.hears_interrupts and self.interrupts.pending()
+        if self.nmi_pending and self.hears_nmis and (self.virtual_nmis or not self.nmi_blocked):
             return self._leave_shadow() if in_shadow else self._take_nmi()
         if self.interception is not None:
-            if in_shadow and (self.interrupts.pending() or self.interception.wants_nmi_window):
+            if in_shadow and (requested or self.interception.wants_nmi_window):
                 return self._leave_shadow()
-            exit_ = self._intercepted(self.interception)
+            exit_ = self._intercepted(self.interception, requested=requested)
             if exit_ is not None:
                 return exit_
-        if not self.interrupts.pending():
+        if not requested:
             self.engine.open_window(self.interception is not None and self.interception.wants_window)
             return None
         if Rflags(self.state.rflags).if_ and not in_shadow:
@@ -295,12 +297,12 @@ class Cpu:
         self.engine.open_window(True)
         return None
 
-    def _intercepted(self, interception: Interception) -> VmExit | None:
+    def _intercepted(self, interception: Interception, *, requested: bool) -> VmExit | None:
         """Ask about what may leave the guest between instructions, in the order of priority."""
-        exit_ = interception.nmi_window() if interception.wants_nmi_window else None
-        if exit_ is None and interception.wants_window:
+        exit_ = interception.nmi_window() if interception.wants_nmi_window and self.hears_nmis else None
+        if exit_ is None and interception.wants_window and self.hears_interrupts:
             exit_ = interception.window()
-        if exit_ is None and self.interrupts.pending():
+        if exit_ is None and requested:
             exit_ = interception.interrupt()
         return exit_
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _PIN, _PRIMARY = Field.PIN_BASED_VM_EXECUTION_CONTROLS, Field.PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS
 _SECONDARY, _ENTRY = Field.SECONDARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS, Field.VM_ENTRY_CONTROLS
 _ACTIVITY, _INTERRUPTIBILITY = Field.GUEST_ACTIVITY_STATE, Field.GUEST_INTERRUPTIBILITY_STATE
-_ACTIVE, _HALTED = int(Activity.ACTIVE), int(Activity.HLT)
+_ACTIVE = int(Activity.ACTIVE)
 _CR0_MASK, _CR4_MASK = Field.CR0_GUEST_HOST_MASK, Field.CR4_GUEST_HOST_MASK
 _ALL, _NONE = frozenset(Field), frozenset[Field]()
 _CONTROLS = frozenset({_PIN, _PRIMARY, _SECONDARY, _CR0_MASK, _CR4_MASK, Field.TSC_OFFSET})
@@ -83,9 +83,25 @@ class Transition:
         event = vm_entry(vmcs, cpu.state, launch=not vmcs.launched)
         if changed or cpu.msrs.writes != self._seen:
             self._load(changed)
-        if vmcs.values[_ACTIVITY] == _HALTED:
-            cpu.halted, cpu.attention = event is None, True
+        if vmcs.values[_ACTIVITY]:
+            self._rest(Activity(vmcs.values[_ACTIVITY]), woken=event is not None)
         return event
+
+    def _rest(self, activity: Activity, *, woken: bool) -> None:
+        """Enter an inactive state, unless injection ends it at once (SDM 3C "Event Blocking")."""
+        cpu = self._cpu
+        cpu.halted, cpu.attention = not woken, True
+        cpu.hears_interrupts = woken or activity is Activity.HLT
+        cpu.hears_nmis = activity is not Activity.WAIT_FOR_SIPI
+
+    def _activity(self) -> Activity:
+        """Return the state in which an exit finds the processor."""
+        cpu = self._cpu
+        if not cpu.halted:
+            return Activity.ACTIVE
+        if cpu.hears_interrupts:
+            return Activity.HLT
+        return Activity.SHUTDOWN if cpu.hears_nmis else Activity.WAIT_FOR_SIPI
 
     def _load(self, changed: frozenset[Field]) -> None:
         """Follow what was written since the last VM entry."""
@@ -165,8 +181,8 @@ class Transition:
         """Perform VM exit, but for loading host state."""
         vmcs, cpu = self._vmcs, self._cpu
         values = vmcs.values
-        values[_ACTIVITY] = _HALTED if cpu.halted else _ACTIVE
-        cpu.halted = False
+        values[_ACTIVITY] = self._activity() if cpu.halted else _ACTIVE
+        cpu.halted, cpu.hears_interrupts, cpu.hears_nmis = False, True, True
         self.note_blocking()
         if cpu.msrs.writes != self._seen:
             self._save_msrs()

@@ -365,6 +365,40 @@ def test_an_exit_from_hlt_records_it_and_vm_entry_goes_back_to_it(event):
     assert (rig.cpu.halted, rig.state.rip) == (True, CODE + 1)
 
 
+@pytest.mark.parametrize(("activity", "interrupt", "nmi"), [(1, True, True), (2, False, True), (3, False, False)])
+def test_what_wakes_an_inactive_guest(activity, interrupt, nmi):
+    """HLT, shutdown, wait-for-SIPI; what wakes is on its way out of the guest, which the field goes on to say."""
+    for asks, wakes, reason in ((0, interrupt, Reason.EXTERNAL_INTERRUPT), (1, nmi, Reason.EXCEPTION_OR_NMI)):
+        rig = Rig(32).set(PIN, external_interrupt_exiting=1, nmi_exiting=1)
+        rig.vmcs[Field.GUEST_RFLAGS] |= 0x200
+        rig.vmcs[Field.GUEST_ACTIVITY_STATE] = activity
+        assert rig.enter() is None
+        assert rig.cpu.run(10) is None
+        if asks:
+            rig.cpu.request_nmi()
+        else:
+            rig.interrupts.vectors, rig.cpu.attention = [0x33], True
+        exit_ = rig.cpu.run(10)
+        assert (exit_ is not None) is wakes
+        assert rig.engine.instructions == 0
+        if exit_ is not None:
+            assert exit_.reason is reason
+            rig.nonroot.leave(exit_)
+            assert rig.vmcs[Field.GUEST_ACTIVITY_STATE] == activity
+
+
+def test_an_nmi_that_is_injected_ends_shutdown():
+    rig = Rig(32)
+    rig.vmcs[Field.GUEST_RFLAGS] |= 0x200
+    rig.vmcs[Field.GUEST_ACTIVITY_STATE] = 2
+    rig.vmcs[Field.VM_ENTRY_INTERRUPTION_INFORMATION] = information(NMI, NMI_TYPE)
+    rig.put(bytes.fromhex("cf"), HANDLERS + 16 * NMI)
+    assert rig.run("9090", limit=2) is None  # IRET, and one instruction more
+    rig.interrupts.vectors, rig.cpu.attention = [0x33], True
+    assert rig.run(limit=1) is None
+    assert rig.state.rip == handler(0x33, 32)
+
+
 def test_an_injected_event_ends_hlt():
     rig = Rig(32)
     rig.vmcs[Field.GUEST_RFLAGS] |= 0x200
