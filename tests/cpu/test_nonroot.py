@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import pytest
 
+from hvemu.vmx.capabilities import CAPABILITIES
+from hvemu.vmx.controls import Entry, Exit, PinBased, PrimaryProcessorBased, SecondaryProcessorBased
 from hvemu.vmx.fields import Field
 from hvemu.vmx.reasons import Reason
 from hvemu.x86.registers import Gpr, Sreg
-from tests.cpu.nonroot_rig import BITMAPS, CODE, DATA, HANDLERS, PRIMARY, SECONDARY, STACK, Rig, fields
+from tests.cpu.nonroot_rig import (
+    BITMAPS,
+    CODE,
+    DATA,
+    ENTRY,
+    EXIT,
+    HANDLERS,
+    PIN,
+    PRIMARY,
+    SECONDARY,
+    STACK,
+    Rig,
+    fields,
+)
 
 ALL, WIDE = (16, 32, 64), (32, 64)
 UD, GP, RF = 6, 13, 0x10000
@@ -569,3 +584,35 @@ def test_cr8(exiting):
         passes(rig, "450f22c1", 4)
         follows(rig, "450f20c2")
         assert rig.state.gpr(10) == 5
+
+
+# -- what is on offer -------------------------------------------------------------------------------------------------
+
+# The controls whose effect on a running guest the tests of this directory show. VPIDs tag translations, which no guest
+# sees; the controls for host state and IA32_EFER are those of tests/vmx.
+SHOWN = {
+    PIN: "external_interrupt_exiting nmi_exiting virtual_nmis",
+    PRIMARY: "interrupt_window_exiting use_tsc_offsetting hlt_exiting invlpg_exiting mwait_exiting rdpmc_exiting "
+    "rdtsc_exiting cr3_load_exiting cr3_store_exiting cr8_load_exiting cr8_store_exiting nmi_window_exiting "
+    "mov_dr_exiting unconditional_io_exiting use_io_bitmaps use_msr_bitmaps monitor_exiting pause_exiting "
+    "activate_secondary_controls",
+    SECONDARY: "enable_ept descriptor_table_exiting enable_rdtscp enable_vpid wbinvd_exiting unrestricted_guest",
+    EXIT: "save_debug_controls host_address_space_size acknowledge_interrupt_on_exit save_ia32_pat load_ia32_pat "
+    "save_ia32_efer load_ia32_efer",
+    ENTRY: "load_debug_controls ia32e_mode_guest load_ia32_pat load_ia32_efer",
+}
+
+
+REGISTERS = {
+    PIN: PinBased,
+    PRIMARY: PrimaryProcessorBased,
+    SECONDARY: SecondaryProcessorBased,
+    EXIT: Exit,
+    ENTRY: Entry,
+}
+
+
+@pytest.mark.parametrize("field", SHOWN, ids=lambda field: field.name)
+def test_no_control_is_on_offer_that_is_not_shown_here(field):
+    offered = REGISTERS[field](CAPABILITIES[field].offered)
+    assert {name for name in offered.fields if getattr(offered, name)} == set(SHOWN[field].split())
