@@ -16,8 +16,9 @@ from hvemu.techniques.vm import Budget
 from hvemu.vmx.fields import Field
 from hvemu.vmx.reasons import Reason
 from hvemu.x86.registers import Gpr
+from hvemu.x86.segments import Gate
 from hvemu.x86.vectors import Fault, Vector
-from tests.techniques.kernels import CODE, DATA, EXIT_0, EXIT_1, RAM, kernel, machine
+from tests.techniques.kernels import CODE, DATA, EXIT_0, EXIT_1, HANDLERS, RAM, kernel, machine
 
 VMCALL, CPUID, PRINT_AL = "0f01c1", "0fa2", "e6e9"
 MIB = 1 << 20
@@ -241,6 +242,29 @@ def test_a_guest_that_halts_for_good_is_named(exiting):
 
     result = run(kernel(VMCALL + "faf4"), calling(handler))
     assert result.ending == Ending(How.HALTED, why=f"HLT before {CODE + 12:#x} with interrupts disabled")
+
+
+FAR = 0x30_0000  # in a piece of memory that is not mapped before it is used
+
+
+@pytest.mark.parametrize(("code", "vector"), [("0f0b", 6), ("cd21", 0x21)])
+@pytest.mark.parametrize(("move", "place"), [
+    ("0f011d" + (FAR - 8).to_bytes(4, "little").hex(), "IDT"),
+    ("bc" + (FAR + 0x1000).to_bytes(4, "little").hex(), "stack"),
+])  # fmt: skip
+def test_an_event_whose_delivery_found_memory_missing_arrives_once(code, vector, move, place):
+    gate = Gate.make(8, HANDLERS + 64 * vector, type=14, p=1).to_bytes(8, "little")
+    far = {FAR - 8: (0x7FF).to_bytes(2, "little") + FAR.to_bytes(4, "little"), FAR + 8 * vector: gate}
+    image = kernel(move + code + EXIT_0, {vector: "b045e6e9" + ("83042402" if vector == 6 else "") + "cf"}, far)
+    hypervisor = Hardware()
+    m = machine(image, hypervisor)
+    if place == "IDT":  # loading IDTR reads the piece: forget it again
+        m.run(Budget(max_instructions=2))
+        hypervisor.ept.unmap(2 * MIB, 2 * MIB)
+        hypervisor.nonroot.invalidate()
+    result = m.run(BUDGET)
+    assert (result.ending.code, result.console) == (0, b"E")
+    assert result.by_reason["EPT_VIOLATION"] == (3 if place == "IDT" else 2)
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
