@@ -22,7 +22,6 @@ from hvemu.vmx.fields import Field
 from hvemu.vmx.guest_state import PARTS, segment_field
 from hvemu.vmx.processor import HVEMU, UNKNOWN, Processor, Surroundings
 from hvemu.vmx.reasons import EntryFailure
-from hvemu.vmx.vmcs import Vmcs
 
 Predicate = Callable[..., bool]
 Register = Callable[[Predicate], Predicate]
@@ -86,7 +85,7 @@ class Argument:
     make: Callable[[Fields, Processor, Surroundings], object]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Check:
     """One clause.
 
@@ -316,7 +315,7 @@ class Plan:
         values = dict(zip(self._fields, map(vmcs.__getitem__, self._fields), strict=True))
         return (row for row in self._rows if not row.passes(values, on, around))
 
-    def first_failure(self, vmcs: Vmcs, on: Processor = HVEMU, around: Surroundings = UNKNOWN) -> Check | None:
+    def first_failure(self, vmcs: Fields, on: Processor = HVEMU, around: Surroundings = UNKNOWN) -> Check | None:
         """Return the first clause that *vmcs* violates, if any."""
         values = [vmcs[f] for f in self._fields]
         if around is UNKNOWN and self._passed is not None and self._passed[0] is on and self._passed[1] == values:

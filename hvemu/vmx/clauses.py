@@ -39,6 +39,12 @@ def plan_for(written: frozenset[Field], *, around: bool = False) -> Plan:
     return Plan(row for row in CHECKS if not written.isdisjoint(row.reads) or (around and row.looks_around))
 
 
+@cache
+def reading(field: Field) -> tuple[Check, ...]:
+    """Return the clauses that read *field*."""
+    return tuple(row for row in CHECKS if field in row.reads)
+
+
 def failures(
     vmcs: Fields, area: CheckArea | None = None, on: Processor = HVEMU, around: Surroundings = UNKNOWN
 ) -> Iterator[Check]:

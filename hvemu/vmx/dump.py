@@ -47,12 +47,13 @@ KINDS: dict[Field, type[Register]] = {
     **{f: AccessRights for f in Field if f.name.endswith("ACCESS_RIGHTS")},
 }
 """Fields whose bits have names."""
-_TITLES = {
+TITLES = {
     Area.GUEST: "guest-state area",
     Area.HOST: "host-state area",
     Area.CONTROL: "control fields",
     Area.EXIT_INFORMATION: "VM-exit information",
 }
+"""The headings, in the order of a dump."""
 
 
 def describe(field: Field, value: int) -> str:
@@ -68,7 +69,7 @@ def describe(field: Field, value: int) -> str:
 
 
 def _rows(values: Mapping[Field, int], *, zeros: bool) -> Iterator[tuple[str, list[tuple[Field, int]]]]:
-    for area, title in _TITLES.items():
+    for area, title in TITLES.items():
         yield title, [(f, v) for f, v in values.items() if f.area is area and (v or zeros)]
 
 
