@@ -2,8 +2,8 @@
 
 A block of `console` holds commands, each in a line `$ ...`, and what they print. In it a line `...` stands for any
 lines, and ` ...` at the end of a line for the rest of that line. A block of `python` is run; a block of `text` right
-behind it is what it prints. A block of `asm` whose first line is a comment with a file name is that file for the
-commands of the same page, and `--mode` in this line is the mode in which it is assembled.
+behind it is what it prints. A block whose first line is a comment with a file name is that file for the commands of the
+same page, and `--mode` in the first line of `asm` is the mode in which it is assembled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hvemu import cli
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _FENCE = re.compile(r"^```(?P<language>.*)\n(?P<text>(?:.*\n)*?)```$", re.MULTILINE)
-_FILE = re.compile(r"# (?P<name>[\w-]+\.asm)\b(?:.*--mode (?P<mode>16|32|64))?")
+_FILE = re.compile(r"# (?P<name>[\w-]+\.(?:asm|toml|log))\b(?:.*--mode (?P<mode>16|32|64))?")
 _REST = " ..."
 
 
@@ -38,7 +38,7 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        """The name of the file that a block of asm is."""
+        """The name of the file that a block is, if it is one."""
         match = _FILE.match(self.text)
         return match["name"] if match else None
 
@@ -69,7 +69,7 @@ def of(language: str) -> list[Block]:
 def put_files(page: Path, folder: Path) -> None:
     """Write the files that a page shows into *folder*."""
     for block in BLOCKS:
-        if block.page == page and block.language == "asm" and block.file:
+        if block.page == page and block.file:
             (folder / block.file).write_text(block.text, encoding="utf-8")
 
 
