@@ -12,7 +12,7 @@ from hvemu.vmx.clauses import failures, reading
 from hvemu.vmx.dump import describe
 from hvemu.vmx.fields import MASKS, Field
 from hvemu.vmx.fix import Fix, fixes
-from hvemu.vmx.msr_load import MsrFailure, load_msrs
+from hvemu.vmx.msr_load import MsrFailure, Write, load_msrs
 from hvemu.vmx.processor import ANY, HVEMU, Processor
 from hvemu.vmx.reasons import ExitReason
 from hvemu.vmx.template import minimal_vmcs
@@ -95,7 +95,7 @@ def _matters(field: Field, values: Mapping[Field, int], on: Processor) -> bool:
     return False
 
 
-def _writer(name: str) -> Any:
+def _writer(name: str) -> Write:
     """Return a WRMSR that keeps nothing, and raises the #GP that such a processor would."""
     offer = Offer(vmx=True, apic=True)
     rows = {row.index: row for row in msrs.ROWS if row.needs(offer)}

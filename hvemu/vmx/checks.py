@@ -13,7 +13,7 @@ from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import partial
+from functools import cache, partial
 from typing import Protocol, get_type_hints
 
 from hvemu.vmx.controls import PrimaryProcessorBased, SecondaryProcessorBased
@@ -77,9 +77,9 @@ class Fields(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Argument:
-    """One argument of a predicate: the fields it is made of, and how."""
+    """One argument of a predicate: the fields it is made of, and how. Rows share those that are alike."""
 
     fields: tuple[Field, ...]
     make: Callable[[Fields, Processor, Surroundings], object]
@@ -275,12 +275,16 @@ def _argument(parameter: str, kind: type, resolve: Callable[[str], Field]) -> Ar
     if kind is Surroundings:
         return _AROUND
     if parameter == ACTIVE:
-        return Argument((_PRIMARY, _SECONDARY), lambda values, _on, _around: active_secondary(values))
+        return _ACTIVE
     return _plain(resolve(parameter), kind)
 
 
+@cache
 def _plain(field: Field, kind: type = int) -> Argument:
     return Argument((field,), lambda values, _on, _around: kind(values[field]))
+
+
+_ACTIVE = Argument((_PRIMARY, _SECONDARY), lambda values, _on, _around: active_secondary(values))
 
 
 def _clause(holds: Predicate) -> str:
@@ -303,29 +307,36 @@ class Plan:
     again: a handler that injects the same exception a thousand times pays once.
     """
 
-    __slots__ = ("_fields", "_passed", "_rows")
+    __slots__ = ("_arguments", "_fields", "_passed", "_rows")
 
     def __init__(self, rows: Iterable[Check]) -> None:
-        self._rows = tuple(rows)
-        self._fields = tuple(dict.fromkeys(f for row in self._rows for f in row.reads))
+        rows = tuple(rows)
+        self._fields = tuple(dict.fromkeys(f for row in rows for f in row.reads))
+        self._arguments = tuple(dict.fromkeys(argument for row in rows for argument in row.arguments))
+        at = {argument: n for n, argument in enumerate(self._arguments)}
+        self._rows = tuple((row, row.holds, tuple(at[argument] for argument in row.arguments)) for row in rows)
         self._passed: tuple[Processor, list[int]] | None = None
 
     def failures(self, vmcs: Fields, on: Processor = HVEMU, around: Surroundings = UNKNOWN) -> Iterator[Check]:
         """Yield the clauses that *vmcs* violates."""
-        values = dict(zip(self._fields, map(vmcs.__getitem__, self._fields), strict=True))
-        return (row for row in self._rows if not row.passes(values, on, around))
+        return self._failures([vmcs[f] for f in self._fields], on, around)
 
     def first_failure(self, vmcs: Fields, on: Processor = HVEMU, around: Surroundings = UNKNOWN) -> Check | None:
         """Return the first clause that *vmcs* violates, if any."""
         values = [vmcs[f] for f in self._fields]
         if around is UNKNOWN and self._passed is not None and self._passed[0] is on and self._passed[1] == values:
             return None
+        failure = next(self._failures(values, on, around), None)
+        if failure is None:
+            self._passed = on, values
+        return failure
+
+    def _failures(self, values: list[int], on: Processor, around: Surroundings) -> Iterator[Check]:
         named = dict(zip(self._fields, values, strict=True))
-        for row in self._rows:
-            if not row.passes(named, on, around):
-                return row
-        self._passed = on, values
-        return None
+        made = [argument.make(named, on, around) for argument in self._arguments]
+        for row, holds, at in self._rows:
+            if not holds(*[made[n] for n in at]):
+                yield row
 
 
 def is_pat(value: int) -> bool:
