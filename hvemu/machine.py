@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from hvemu.cpu.clock import NANOSECONDS_PER_CYCLE, Clock, CountedClock, FreeClock
+from hvemu.cpu.control import Rules
 from hvemu.cpu.cpu import Cpu
 from hvemu.cpu.mmio import Mmio
 from hvemu.cpu.msr_file import MsrFile
@@ -30,6 +31,7 @@ from hvemu.techniques.watchdog import Watchdog
 from hvemu.vmx.capabilities import MSRS
 from hvemu.vmx.exit import VmExit
 from hvemu.x86.cpuid import Offer
+from hvemu.x86.msrs import FEATURE_CONTROL, FeatureControl
 
 FAMILIES = (control_registers, events, io, memory, processor)
 """Importing them registers the handlers of every exit."""
@@ -111,6 +113,9 @@ class Machine:
             clock=clock,
             interrupts=board.pic,
         )
+        if vmx:  # as firmware does
+            cpu.msrs.write(FEATURE_CONTROL, int(FeatureControl(lock=1, vmx_outside_smx=1)))
+            cpu.rules = Rules(Offer(vmx=True))
         self.image, self.technique = image, technique
         self.vm = Vm(
             engine=engine,

@@ -46,12 +46,12 @@ class SecondLevel:
     def __init__(self, hidden: mmap.mmap, base: int, first_free: int, end: int | None = None) -> None:
         self._words = memoryview(hidden).cast("Q")
         self._base, self._first_free, self._end = base, first_free, len(hidden) if end is None else end
-        self.holds: object = None
+        self.holds: object
         self.clear()
 
     def clear(self) -> None:
         """Forget every mapping. The caller flushes the TLB."""
-        self._free, self._spare = self._first_free, list[int]()
+        self._free, self._spare, self.holds = self._first_free, list[int](), None
         self.root = self._table()
 
     def _table(self) -> int:

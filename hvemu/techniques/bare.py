@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from hvemu.cpu.control import Rules
 from hvemu.cpu.linear import Linear
 from hvemu.cpu.vmx_root import VmxRoot
 from hvemu.memory.physical import Physical
 from hvemu.techniques.base import RESUME, Outcome
 from hvemu.techniques.vm import Vm
 from hvemu.vmx.exit import VmExit
-from hvemu.x86.cpuid import Offer
-from hvemu.x86.msrs import FEATURE_CONTROL, FeatureControl
 from hvemu.x86.state import CpuState, load_state
 from hvemu.x86.vectors import Fault
-
-_AS_FIRMWARE_LEAVES_IT = int(FeatureControl(lock=1, vmx_outside_smx=1))
 
 
 class Bare:
@@ -27,10 +22,10 @@ class Bare:
     def install(self, vm: Vm, boot: CpuState) -> None:
         """Map the guest's RAM at address 0 and put *boot* into the processor."""
         self.vm, self.physical = vm, vm.ram
-        self.vmx = vm.cpu.vmx = VmxRoot(vm.cpu, vm.ram)
+        self.vmx = VmxRoot(vm.cpu, vm.ram)
         self.vmx.tell = vm.note
-        vm.cpu.rules = Rules(Offer(vmx=True))
-        vm.cpu.msrs.write(FEATURE_CONTROL, _AS_FIRMWARE_LEAVES_IT)
+        if vm.cpu.rules.offer.vmx:
+            vm.cpu.vmx = self.vmx
         load_state(vm.cpu.state, boot)
         vm.cpu.arm()
 
