@@ -26,17 +26,15 @@ class Access:
     write: bool
 
 
-_UNTOUCHED = frozenset(
-    "lea nop invlpg clflush clflushopt clwb prefetch prefetchw prefetchnta prefetcht0 prefetcht1 prefetcht2".split()
-)
+_UNTOUCHED = frozenset("lea nop invlpg clflush clflushopt clwb".split())
 _READ_ONLY = frozenset(
     "bt call cmp cmps div fxrstor fxrstor64 idiv imul jmp lcall ldmxcsr lgdt lidt ljmp lldt lmsw ltr mul outs push "
     "scas test verr verw".split()
 )
 """Instructions that only read their first operand; those of the x87 are told apart by what they store."""
-_X87_STORES = frozenset(
-    "fst fstp fist fistp fisttp fbstp fnstcw fstcw fnstsw fstsw fnstenv fstenv fnsave fsave fxsave fxsave64".split()
-)
+_X87_STORES = frozenset("fst fstp fist fistp fisttp fbstp fnstcw fnstsw fnstenv fnsave fxsave fxsave64".split())
+_WORD = 2
+_X87_STATE = {"fnstenv": (14, 28), "fldenv": (14, 28), "fnsave": (94, 108), "frstor": (94, 108)}
 _BIT_STRINGS = frozenset({"bt", "bts", "btr", "btc"})
 _PUSHES = {"push": 1, "pushf": 1, "pusha": 8, "call": 1, "lcall": 2, "enter": 1}
 _POPS = {"pop": 1, "popf": 1, "popa": 8, "ret": 1, "retf": 2, "iret": 3}
@@ -72,10 +70,16 @@ def _operands(state: CpuState, instruction: Instruction) -> Iterator[Access]:
         return
     for n, operand in enumerate(instruction.operands):
         if isinstance(operand, Mem) and operand.size:
-            yield Access(
-                operand_gva(state, instruction, _located(state, instruction, operand)), operand.size,
-                name == "xchg" or (n == 0 and _writes(name, operand)),
-            )  # fmt: skip
+            gva = operand_gva(state, instruction, _located(state, instruction, operand))
+            write = name == "xchg" or (n == 0 and _writes(name, operand))
+            yield Access(gva, _size(instruction, operand), write)
+
+
+def _size(instruction: Instruction, operand: Mem) -> int:
+    """Return the bytes of *operand*: the x87's state is shorter in 16-bit form."""
+    if instruction.mnemonic not in _X87_STATE:
+        return operand.size
+    return _X87_STATE[instruction.mnemonic][instruction.operand_size != _WORD]
 
 
 def _writes(name: str, operand: Operand) -> bool:

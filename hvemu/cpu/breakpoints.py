@@ -14,7 +14,8 @@ from hvemu.cpu.accesses import Access, accesses, loads_ss, outer_accesses
 from hvemu.cpu.linear import Linear
 from hvemu.cpu.port_io import describe
 from hvemu.x86.instruction import Instruction
-from hvemu.x86.registers import BreakOn, Cr4, Dr6, Dr7, Rflags
+from hvemu.x86.registers import BreakOn, Cr4, Dr6, Dr7, Gpr, Rflags
+from hvemu.x86.segments import truncate
 from hvemu.x86.state import CpuState
 from hvemu.x86.vectors import Fault, Vector
 
@@ -102,6 +103,14 @@ class Breakpoints:
         if instruction.mnemonic in _PORT_IO:
             access = describe(state, instruction)
             self._ports = [Access(access.port, access.size, write=True)]
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the last iteration of a repeated instruction has just run, and RIP is still on it."""
+        instruction, state = self._instruction, self._state
+        if instruction is None or instruction.rep is None or state.rip != self._before[0]:
+            return False
+        return not truncate(state.gpr(Gpr.RCX), instruction.address_size)
 
     def retired(self) -> None:
         """Note that the instruction, or an iteration of it, has retired: what it accessed counts."""

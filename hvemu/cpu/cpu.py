@@ -122,8 +122,10 @@ class Cpu:
         """Take what is pending, or run at full speed."""
         if self.attention:
             exit_ = self._attend()
-            if exit_ is not None or self.halted or self.attention:
+            if exit_ is not None or self.attention:
                 return exit_
+        if self.halted:
+            return None
         self._from = self.state.rip
         return self.act(self.engine.run(limit))
 
@@ -148,6 +150,8 @@ class Cpu:
         """Do what *stop* calls for. Raises Fault for the program, Intercepted."""
         kind = stop.kind
         if kind is Kind.LIMIT:
+            if self.breakpoints.exhausted:
+                self.engine.step()  # which finds the count at zero, and goes on to the next instruction
             self.breakpoints.retired()
             return None
         handle = self._events.get(kind)

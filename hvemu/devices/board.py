@@ -8,7 +8,7 @@ from hvemu.devices.bus import Bus
 from hvemu.devices.debug_exit import DebugExit
 from hvemu.devices.debug_port import DebugPort
 from hvemu.devices.device import Clock, Device, State
-from hvemu.devices.pic import PicPair
+from hvemu.devices.pic import Eoi, Ocw2, PicPair
 from hvemu.devices.pit import Pit
 from hvemu.devices.serial import Uart
 
@@ -30,6 +30,8 @@ class Board:
         self.pic = PicPair.as_firmware_leaves_it()
         self.pit = Pit(clock=clock, irq=self.pic.line(TIMER_IRQ))
         self.pit.start_as_firmware_does()
+        self.pic.acknowledge()  # the request that this makes is served when a guest starts
+        self.pic.write(PicPair.MASTER, 1, Ocw2(command=Eoi.NON_SPECIFIC))
         self.uart = Uart.as_firmware_leaves_it(irq=self.pic.line(SERIAL_IRQ), output=self.print)
         self.debug, self.exit = DebugPort(self.print), DebugExit()
         self._input, self._added = bytearray(), list[_Place]()

@@ -26,6 +26,8 @@ from hvemu.memory.physical import Ram
 from hvemu.techniques import loop
 from hvemu.techniques.bare import Bare
 from hvemu.techniques.vm import Budget, Vm
+from hvemu.vmx.capabilities import MSRS
+from hvemu.x86.cpuid import Offer
 from hvemu.x86.registers import Gpr, Sreg
 from hvemu.x86.segments import Descriptor
 from hvemu.x86.state import AccessRights, Segment, TableRegister
@@ -101,14 +103,14 @@ class Silicon:
         engine.write_cr(0, 0x10)
         engine.ram[:RAM] = bytes(RAM)
         engine.flush_code()
-        engine.second_level.clear()
         engine.instructions = 0
         ram = Ram(engine.ram, 0, RAM)
         self.clock = CountedClock(engine)
         self.board = Board(lambda: self.clock.now * NANOSECONDS_PER_CYCLE)
         self.cpu = Cpu(
             engine, physical=ram, ports=self.board, mmio=Mmio(RAM, RAM),
-            msrs=MsrFile(engine.state, engine, lambda: self.clock.now), clock=self.clock, interrupts=self.board.pic,
+            msrs=MsrFile(engine.state, engine, lambda: self.clock.now, offer=Offer(vmx=True), constants=MSRS),
+            clock=self.clock, interrupts=self.board.pic,
         )  # fmt: skip
         bare = Bare()
         self.vm = Vm(
@@ -244,7 +246,7 @@ class Silicon:
         """Run from a label, or on."""
         if start is not None:
             self.state.rip, self.cpu.halted = self.at(start), False
-        return loop.run(self.vm, Budget(max_instructions=self.engine.instructions + limit))
+        return loop.run(self.vm, Budget(self.engine.instructions + limit, timeout=10.0))
 
     def halts(self, start: str | None = None, limit: int = 1000) -> Silicon:
         """Run to a HLT with nothing to wake it."""
