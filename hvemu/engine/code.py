@@ -10,26 +10,53 @@ from __future__ import annotations
 import ctypes
 import mmap
 import struct
+from collections.abc import Callable
 
 from hvemu.engine import native
 from hvemu.engine.boot import FAULT_ADDRESS
 from hvemu.engine.second_level import PAGE
+from hvemu.engine.state import EngineState
 from hvemu.x86.decode import LONGEST, Truncated, decode
 from hvemu.x86.segments import is_canonical
 from hvemu.x86.vectors import Fault
 
 _UNTOUCHED = struct.pack("<Q", 0x5EED_5EED_5EED_5EED)  # not canonical, so no fault has this address
 _LA57 = 1 << 12
+_CPL = 3
 _GRANULE, _GRANULES = 0x1_0000, 256
 
 
 class Code:
     """Reads code at linear addresses (gva), through the translations of the stopped processor."""
 
-    def __init__(self, handle: int, hidden: mmap.mmap) -> None:
-        self._handle, self._hidden = handle, hidden
+    def __init__(self, handle: int, hidden: mmap.mmap, ram: mmap.mmap) -> None:
+        self._handle, self._hidden, self._ram = handle, hidden, ram
         self._buffer = ctypes.create_string_buffer(LONGEST)
         self._hpa = ctypes.c_uint64()
+        self._pages: dict[tuple[int, bool], int] = {}  # (gva of a page, whether for users): hpa
+        self._cr3 = 0
+
+    # -- remembered, until something flushes the TLB ----------------------------------------------------------------
+
+    def forget(self) -> None:
+        """Note that the TLB is flushed."""
+        self._pages.clear()
+
+    def remembered(self, state: EngineState) -> bytes:
+        """Return 15 bytes at RIP, or none unless they lie in a page from which code was read lately."""
+        offset = state.linear_rip % PAGE
+        hpa = self._pages.get(self._key(state))
+        if hpa is None or offset > PAGE - LONGEST:
+            return b""
+        return self._ram[hpa + offset : hpa + offset + LONGEST]
+
+    def _key(self, state: EngineState) -> tuple[int, bool]:
+        if state.cr[3] != self._cr3:  # a task switch flushes too
+            self._cr3 = state.cr[3]
+            self.forget()
+        return state.linear_rip // PAGE, state.hflags & _CPL == _CPL
+
+    # -- as the emulator sees it ------------------------------------------------------------------------------------
 
     @staticmethod
     def is_canonical(gva: int, cr4: int) -> bool:
@@ -48,12 +75,19 @@ class Code:
         hidden[where] = old
         return is_there
 
-    def instruction(self, gva: int, bits: int, cr4: int) -> bytes:
-        """Return the bytes at *gva*: 15, or fewer before the end of a page where the instruction does not cross it."""
+    def instruction(self, state: EngineState, sync: Callable[[], None]) -> bytes:
+        """Return the bytes at RIP: 15, or fewer before the end of a page where the instruction does not cross it.
+
+        *sync* gives the emulator the registers of *state*.
+        """
+        sync()
+        gva, cr4 = state.linear_rip, state.cr[4]
         first = min(LONGEST, PAGE - gva % PAGE)
         code = self._read(gva, first) if self.reach(gva, cr4) else b""
-        if code and first < LONGEST and not is_whole(code, bits):
-            following = (gva + first) & ((1 << 64) - 1 if bits == 64 else 0xFFFF_FFFF)
+        if code and (hpa := self.hpa(gva)) is not None and hpa < len(self._ram):
+            self._pages[self._key(state)] = hpa - gva % PAGE
+        if code and first < LONGEST and not is_whole(code, state.code_bits):
+            following = (gva + first) & state.linear_mask
             if self.reach(following, cr4):
                 code += self._read(following, LONGEST - first)
         return code

@@ -35,16 +35,13 @@ from hvemu.engine.single_step import SingleStep
 from hvemu.engine.state import EngineState
 from hvemu.engine.stops import Stops
 from hvemu.engine.traps import ALWAYS, BIT, GIF, Kind, Stop
-from hvemu.x86.decode import LONGEST, Truncated, decode
+from hvemu.x86.decode import Truncated, decode
 from hvemu.x86.vectors import Fault, Vector
 
-_FLUSHING = frozenset({Kind.CR_WRITE, Kind.INVLPG})
-"""Stops at instructions that flush the TLB, all of which are always armed."""
 _CPU_MODEL = 26  # Icelake-Server: decodes SYSENTER in 64-bit mode, as Intel does
 _CR_REGISTERS = {0: 50, 3: 53, 4: 54}
 _EFLAGS_REGISTER = 25
-_CPL = 3
-_JUMPS = frozenset({"jmp", "call", "ljmp", "lcall"})
+_JUMPS = ("j", "ljmp")  # JMP, Jcc and the far one
 _RETRY = 0.0005  # seconds between two attempts to end a run
 
 
@@ -75,9 +72,7 @@ class Engine:
         self._context: int = context.value or 0
         self.counted, self.instructions = counted, 0
         self._interrupted, self._runner = False, 0
-        self._code_pages: dict[tuple[int, bool], int] = {}  # (gva, for users): hpa, until something flushes the TLB
-        self._code_cr3 = 0
-        self._reader, self._pages = Code(self._h, self._hidden), CodePages(self._h)
+        self._reader, self._pages = Code(self._h, self._hidden, self.ram), CodePages(self._h)
         self._hooks = Hooks(self._h, self._context, self._reader, self._pages, counted=counted)
         verify(self._uc, self._context)
         self.state = EngineState.from_address(self._context + STATE_OFFSET)
@@ -126,26 +121,26 @@ class Engine:
         """
         if not self.counted:
             return self._single.step()
-        before, rip = self.instructions, self.state.linear_rip
+        state, before = self.state, self.instructions
+        rip, registers = state.linear_rip, bytes(state.regs)
         stop = self._run(1, heed=False)
-        if stop.kind is Kind.LIMIT and self.state.linear_rip == rip and not self._may_stay():
+        if stop.kind is Kind.LIMIT and state.linear_rip == rip and bytes(state.regs) == registers and self._stores():
             # A store into its own block: the emulator drops the block, counts the store, and begins anew. Let it.
             stop = self._run(2, heed=False)
-            self.instructions = before + (stop.kind is Kind.LIMIT or self._is_about_the_next(stop))
-        return Stop(Kind.LIMIT) if self._is_about_the_next(stop) else stop
+            self.instructions = before + (stop.kind is Kind.LIMIT or state.linear_rip != rip)
+        return Stop(Kind.LIMIT) if state.linear_rip != rip and self._is_about_the_next(stop) else stop
 
     def _is_about_the_next(self, stop: Stop) -> bool:
         """Whether an instruction retired, and the next one cannot be fetched."""
         is_fault = stop.kind is Kind.SECOND_LEVEL or (stop.kind is Kind.EXCEPTION and stop.detail != Vector.DB)
         return is_fault and self._stops.ran > 0
 
-    def _may_stay(self) -> bool:
-        """Whether the instruction at RIP may retire and leave RIP where it is: a repeated one, or a jump."""
+    def _stores(self) -> bool:
+        """Whether the instruction at RIP is no jump to itself, so that it has not run if nothing has changed."""
         try:
-            instruction = decode(self.fetch(), self.state.code_bits)
+            return not decode(self.fetch(), self.state.code_bits).mnemonic.startswith(_JUMPS)
         except (Fault, Truncated):
-            return True
-        return instruction.rep is not None or instruction.memory is None or instruction.mnemonic in _JUMPS
+            return False
 
     def step_through(self, gpa: int, hpa: int) -> Stop:
         """Step one instruction while the page at *gpa* is the writable page at *hpa*; then put the old mapping back.
@@ -197,8 +192,6 @@ class Engine:
                     stop, ran = stops.explain(code), stops.ran
                     if stop is not None:
                         self.instructions += ran
-                        if stop.kind in _FLUSHING:
-                            self._code_pages.clear()
                         return stop
                 self.instructions += ran
                 left -= ran
@@ -274,7 +267,7 @@ class Engine:
         native.context_save(self._h, self._context)
         self.state.cr[number] = value
         self.state.refresh()
-        self._code_pages.clear()
+        self._reader.forget()
 
     def _read_flags(self) -> int:
         value = ctypes.c_uint64()
@@ -305,7 +298,7 @@ class Engine:
 
     def flush_tlb(self) -> None:
         """Forget cached translations, first and second level."""
-        self._code_pages.clear()
+        self._reader.forget()
         native.flush_tlb(self._h)
 
     def flush_code(self) -> None:
@@ -323,19 +316,4 @@ class Engine:
 
         15 bytes, or fewer before the end of a page unless the instruction crosses it; none where it cannot fetch.
         """
-        state = self.state
-        if state.cr[3] != self._code_cr3:  # a task switch flushes too
-            self._code_cr3 = state.cr[3]
-            self._code_pages.clear()
-        gva = state.linear_rip
-        offset = gva % PAGE
-        key = (gva - offset, state.hflags & _CPL == _CPL)
-        hpa = self._code_pages.get(key)
-        if hpa is not None and offset <= PAGE - LONGEST:
-            return self.ram[hpa + offset : hpa + offset + LONGEST]
-        self._sync()
-        code = self._reader.instruction(gva, state.code_bits, state.cr[4])
-        hpa = self._reader.hpa(gva) if code else None
-        if hpa is not None and hpa < len(self.ram):
-            self._code_pages[key] = hpa - offset
-        return code
+        return self._reader.remembered(self.state) or self._reader.instruction(self.state, self._sync)

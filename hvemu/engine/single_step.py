@@ -99,10 +99,14 @@ class SingleStep:
             stop = self._run()
         finally:
             native.hook_del(self._handle, hook)
+        return Stop(Kind.LIMIT) if self._state.linear_rip != start and self._is_about_the_next(stop) else stop
+
+    def _is_about_the_next(self, stop: Stop) -> bool:
+        """Whether a stop that is not where the step began is about the next instruction, which is not to run."""
+        if stop.kind is Kind.IO:  # its own hook was called before ours
+            return True
         is_fault = stop.kind is Kind.SECOND_LEVEL or (stop.kind is Kind.EXCEPTION and stop.detail != Vector.DB)
-        if is_fault and self._state.linear_rip != start and not is_whole(self._fetch(), self._state.code_bits):
-            return Stop(Kind.LIMIT)  # it retired, and the next one cannot be fetched
-        return stop
+        return is_fault and not is_whole(self._fetch(), self._state.code_bits)
 
     def _on_code(self, _uc: int, gva: int, _size: int, _data: object) -> None:
         if gva == self._start:

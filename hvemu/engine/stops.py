@@ -16,9 +16,10 @@ from hvemu.x86.decode import LONGEST, Truncated, decode
 from hvemu.x86.vectors import Fault, PageFaultCode, Vector
 
 _AFTER = frozenset({Kind.SOFTWARE_INT, Kind.WINDOW, Kind.LIMIT})
-_DETAILED = frozenset(
-    {Kind.WINDOW, Kind.MSR, Kind.WBINVD, Kind.IO, Kind.SOFTWARE_INT, Kind.SECOND_LEVEL, Kind.EXCEPTION}
-)
+_FLUSHING = frozenset({Kind.CR_WRITE, Kind.INVLPG})  # what flushes the TLB is always armed
+_DETAILED = _FLUSHING | {
+    Kind.WINDOW, Kind.MSR, Kind.WBINVD, Kind.IO, Kind.SOFTWARE_INT, Kind.SECOND_LEVEL, Kind.EXCEPTION
+}  # fmt: skip
 _FETCH_FAULTS = (Stop(Kind.SECOND_LEVEL), Stop(Kind.EXCEPTION, Vector.PF))
 _TF, _INHIBIT = 1 << 8, 1 << 3
 
@@ -92,6 +93,8 @@ class Stops:
             state.exception_is_int = 0  # sticky, or the next exit would report a stale RIP
             state.rip = state.exception_next_rip
             state.hflags &= ~_INHIBIT
+        elif kind in _FLUSHING:
+            self._reader.forget()
         return stop
 
     def _is_invd(self) -> bool:

@@ -416,3 +416,43 @@ def test_fetch_at_an_address_that_is_not_canonical_is_empty():
     r.state.rip = 1 << 62
     assert r.engine.run(1000).kind is Kind.EXCEPTION
     assert r.engine.fetch() == b""
+
+
+def test_where_code_lies_is_remembered_and_what_is_there_is_not():
+    r = paged()
+    for code in (b"\x0f\xa2", b"\xf4\x90"):
+        r.ram[CODE : CODE + 2] = code
+        r.state.rip = CODE
+        assert r.engine.fetch()[:2] == code
+
+
+def test_what_is_remembered_of_the_kernel_is_nothing_to_a_user():
+    r = paged()
+    r.put(b"\x0f\xa2")
+    r.state.rip = CODE
+    assert r.engine.fetch()[:2] == b"\x0f\xa2"
+    user = r.state.segment(2)
+    r.state.set_segment(2, type(user)(user.selector | 3, 0, 0xFFFF_FFFF, user.rights.replace(dpl=3)))
+    assert r.state.cpl == 3
+    assert r.engine.fetch() == b""
+
+
+@pytest.mark.parametrize("how", ["flush", "CR3", "guest's INVLPG", "guest's MOV to CR3"])
+def test_what_is_remembered_is_forgotten_with_the_tlb(how):
+    r = paged()
+    entry = 0x8_3000 + 8 * (DATA >> 12)
+    r.ram[DATA : DATA + 2], r.ram[DATA + PAGE : DATA + PAGE + 2] = b"\x0f\xa2", b"\xf4\x90"
+    r.engine.arm_registers(cr_read=0, cr_write=0xFFFF, dr_read=0, dr_write=0)
+    r.state.rip = DATA
+    assert r.engine.fetch()[:2] == b"\x0f\xa2"
+    r.word(entry, DATA + PAGE | RW | P)
+    if how == "flush":
+        r.engine.flush_tlb()
+    elif how == "CR3":
+        r.state.cr3 = PML4
+    else:
+        stop = r.run(b"\x0f\x01\x3b" if how == "guest's INVLPG" else b"\x0f\x22\xd8")
+        assert stop.kind in (Kind.INVLPG, Kind.CR_WRITE)
+        r.engine.write_cr(3, PML4)
+    r.state.rip = DATA
+    assert r.engine.fetch()[:2] == b"\xf4\x90"
