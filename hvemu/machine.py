@@ -31,7 +31,6 @@ from hvemu.techniques.watchdog import Watchdog
 from hvemu.vmx.capabilities import MSRS
 from hvemu.vmx.exit import VmExit
 from hvemu.x86.cpuid import Offer
-from hvemu.x86.msrs import FEATURE_CONTROL, FeatureControl
 
 FAMILIES = (control_registers, events, io, memory, processor)
 """Importing them registers the handlers of every exit."""
@@ -113,8 +112,8 @@ class Machine:
             clock=clock,
             interrupts=board.pic,
         )
-        if vmx:  # as firmware does
-            cpu.msrs.write(FEATURE_CONTROL, int(FeatureControl(lock=1, vmx_outside_smx=1)))
+        cpu.msrs.start_as_firmware_does()
+        if vmx:
             cpu.rules = Rules(Offer(vmx=True))
         self.image, self.technique = image, technique
         self.vm = Vm(

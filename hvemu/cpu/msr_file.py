@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 from hvemu.cpu import control
 from hvemu.engine.layout import MSR_SLOTS
+from hvemu.vmx.capabilities import WRITE_BACK
 from hvemu.x86 import msrs
 from hvemu.x86.cpuid import PLAIN, Offer
-from hvemu.x86.msrs import ApicBase
+from hvemu.x86.msrs import ApicBase, FeatureControl, MtrrDefType
 from hvemu.x86.registers import Sreg
 from hvemu.x86.segments import truncate
 from hvemu.x86.state import CpuState
@@ -68,6 +69,12 @@ class MsrFile:
         self._values = {index: row.reset for index, row in self._rows.items() if index not in self._homes}
         for index in MSR_SLOTS:
             slots.write_msr(index, self._values.pop(index))
+
+    def start_as_firmware_does(self) -> None:
+        """Leave what kernels find: memory is write-back where no range says otherwise, and VMX is enabled for good."""
+        self.write(msrs.MTRR_DEF_TYPE, int(MtrrDefType(type=WRITE_BACK, fe=1, e=1)))
+        if self._offer.vmx:
+            self.write(msrs.FEATURE_CONTROL, int(FeatureControl(lock=1, vmx_outside_smx=1)))
 
     # -- RDMSR and WRMSR --------------------------------------------------------------------------------------------
 

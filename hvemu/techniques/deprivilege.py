@@ -83,6 +83,7 @@ class Deprivilege:
         self.physical = TracedRam(vm.ram, self.space)
         self.linear = PagedMemory(self.view, self.physical)
         self.msrs = MsrFile(self.view, _Slots(), lambda: vm.clock.now)
+        self.msrs.start_as_firmware_does()
         vm.cpu.interrupts, vm.cpu.interception = self.timer, Monitored(vm.cpu)
         self.view.rflags, self.view.rip = boot.rflags, boot.rip
         for gpr in Gpr:

@@ -21,6 +21,7 @@ SYSENTER_ESP: Final = 0x175
 SYSENTER_EIP: Final = 0x176
 DEBUGCTL: Final = 0x1D9
 PAT: Final = 0x277
+MTRR_DEF_TYPE: Final = 0x2FF
 EFER: Final = 0xC000_0080
 STAR: Final = 0xC000_0081
 LSTAR: Final = 0xC000_0082
@@ -223,7 +224,7 @@ ROWS: tuple[Msr, ...] = (
     ),
     *(Msr(index, f"IA32_MTRR_FIX{name}", 0, _eight_types(_MTRR_TYPES)) for index, name in _FIXED_RANGES.items()),
     Msr(PAT, "IA32_PAT", PAT_RESET, _eight_types(_PAT_TYPES)),
-    Msr(0x2FF, "IA32_MTRR_DEF_TYPE", 0, _typed(int(MtrrDefType(fe=1, e=1)))),
+    Msr(MTRR_DEF_TYPE, "IA32_MTRR_DEF_TYPE", 0, _typed(int(MtrrDefType(fe=1, e=1)))),
     Msr(EFER, "IA32_EFER", 0, _any_value),  # whoever writes it asks cpu.control
     Msr(STAR, "IA32_STAR", 0, _any_value),
     Msr(LSTAR, "IA32_LSTAR", 0, _canonical),

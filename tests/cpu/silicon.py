@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from hvemu.cpu.clock import NANOSECONDS_PER_CYCLE, CountedClock
+from hvemu.cpu.control import Rules
 from hvemu.cpu.cpu import Cpu
 from hvemu.cpu.mmio import Mmio
 from hvemu.cpu.msr_file import MsrFile
@@ -112,6 +113,8 @@ class Silicon:
             msrs=MsrFile(engine.state, engine, lambda: self.clock.now, offer=Offer(vmx=True), constants=MSRS),
             clock=self.clock, interrupts=self.board.pic,
         )  # fmt: skip
+        self.cpu.msrs.start_as_firmware_does()
+        self.cpu.rules = Rules(Offer(vmx=True))
         bare = Bare()
         self.vm = Vm(
             engine=engine, cpu=self.cpu, board=self.board, clock=self.clock, technique=bare, ram=ram,
