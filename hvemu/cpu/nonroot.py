@@ -22,6 +22,7 @@ from hvemu.vmx import cr_access, intercepts
 from hvemu.vmx.controls import PrimaryProcessorBased
 from hvemu.vmx.exit import VmExit
 from hvemu.vmx.fields import Field
+from hvemu.vmx.processor import UNKNOWN, Surroundings
 from hvemu.vmx.reasons import DebugException, EventType, IdtVectoring, IoInstruction, Reason, StringInformation
 from hvemu.vmx.reasons import EptViolation as Qualification
 from hvemu.vmx.vmcs import Vmcs
@@ -106,12 +107,13 @@ class NonRoot:
         """The "NMI-window exiting" control."""
         return self._transition.wants_nmi_window
 
-    def enter(self) -> VmExit | None:
+    def enter(self, around: Surroundings = UNKNOWN) -> VmExit | None:
         """Perform VM entry: VMLAUNCH or VMRESUME by the VMCS's launch state, and inject the event that waits in it.
 
+        Clauses on what *around* leaves open are not judged, and without memory to read no MSRs are loaded.
         Return the VM exit that the injection met, or None: the guest is ready to run. Raises VmFail, EntryFailed.
         """
-        event = self._transition.enter()
+        event = self._transition.enter(around)
         if self._vmcs.values[Field.EXCEPTION_BITMAP] & _DB:
             self._dr6 = self._cpu.state.dr6
         return None if event is None else self._transition.deliver(event)

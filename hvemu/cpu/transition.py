@@ -20,6 +20,7 @@ from hvemu.vmx.controls import Entry, EptPointer, Exit, PinBased, PrimaryProcess
 from hvemu.vmx.entry import EntryEvent, vm_entry
 from hvemu.vmx.exit import VmExit, deliver_exit
 from hvemu.vmx.fields import Field
+from hvemu.vmx.processor import Surroundings
 from hvemu.vmx.reasons import Activity, EventType, Interruptibility
 from hvemu.vmx.vmcs import Vmcs
 from hvemu.x86 import msrs
@@ -75,12 +76,12 @@ class Transition:
 
     # -- VM entry -----------------------------------------------------------------------------------------------
 
-    def enter(self) -> EntryEvent | None:
+    def enter(self, around: Surroundings) -> EntryEvent | None:
         """Perform VM entry; return the event to inject. Raises VmFail, EntryFailed."""
         vmcs, cpu = self._vmcs, self._cpu
         fresh = not vmcs.valid or vmcs.state is not cpu.state
         changed = _ALL if fresh else frozenset(vmcs.dirty) if vmcs.dirty else _NONE
-        event = vm_entry(vmcs, cpu.state, launch=not vmcs.launched)
+        event = vm_entry(vmcs, cpu.state, launch=not vmcs.launched, around=around, write_msr=cpu.msrs.write)
         if changed or cpu.msrs.writes != self._seen:
             self._load(changed)
         if vmcs.values[_ACTIVITY]:

@@ -14,15 +14,16 @@ from hvemu.cpu.msr_areas import load_msrs, store_msrs
 from hvemu.cpu.nonroot import NonRoot
 from hvemu.cpu.operand import checked_gva
 from hvemu.cpu.second_dimension import SecondDimension
-from hvemu.cpu.tables import require
+from hvemu.cpu.tables import long_mode, require
 from hvemu.memory.physical import Ram
 from hvemu.vmx.capabilities import CR0_FIXED0, CR0_FIXED1, CR4_FIXED0, CR4_FIXED1
 from hvemu.vmx.controls import Exit
 from hvemu.vmx.entry import EntryFailed
-from hvemu.vmx.exit import VmExit, load_host_state
+from hvemu.vmx.exit import VmExit, deliver_exit, load_host_state
 from hvemu.vmx.fail import VmFail, VmxAbort
 from hvemu.vmx.fields import Field
 from hvemu.vmx.operation import NO_VMCS, VmxOperation, check_invept, check_invvpid, fail, succeed
+from hvemu.vmx.processor import Surroundings
 from hvemu.vmx.reasons import EventType, Interruption, Reason
 from hvemu.x86 import msrs
 from hvemu.x86.cpuid import Offer
@@ -183,7 +184,7 @@ class VmxRoot:
         self.guest = nonroot
         nonroot.take()
         try:
-            return nonroot.enter()
+            return nonroot.enter(Surroundings(self._host.read_bytes, long_mode(cpu.state), self.operation.current))
         except EntryFailed as failed:
             self._explain(str(failed))
             self.leave(failed.exit)
@@ -196,8 +197,10 @@ class VmxRoot:
         """Perform VM exit to the host that the current VMCS describes. Raises VmxAbort."""
         cpu, vmcs, guest = self._cpu, self.operation.vmcs, self.guest
         assert guest is not None, f"{exit_} without a guest"
-        guest.leave(exit_)
-        if not exit_.entry_failure:
+        if exit_.entry_failure:  # nothing else of the VMCS changes
+            deliver_exit(vmcs, cpu.state, exit_)
+        else:
+            guest.leave(exit_)
             store_msrs(cpu, self._host, vmcs)
         nmi = exit_.reason is Reason.EXCEPTION_OR_NMI and Interruption(exit_.interruption_information)
         self._return()
