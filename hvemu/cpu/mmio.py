@@ -29,16 +29,23 @@ class Mmio:
         self._ram_size, self._scratch_hpa, self.unclaimed = ram_size, scratch_hpa, 0
 
     def access(self, cpu: Cpu, stop: Stop) -> VmExit | None:
-        """Perform the access at which the engine stopped. Raises #UD for a fetch: all ones are no instruction."""
-        if SecondLevelCode(stop.error_code).id:
-            raise Fault(Vector.UD)
+        """Perform the access at which the engine stopped. Raises #UD for an instruction that begins there: all ones are
+        none.
+        """
         pages: list[int] = []
+        fetched = False
         while stop.kind is Kind.SECOND_LEVEL and stop.address >= self._ram_size:
+            if SecondLevelCode(stop.error_code).id:
+                if not cpu.engine.fetch():
+                    raise Fault(Vector.UD)
+                fetched = True  # the instruction begins in RAM, and ends in all ones
             page = stop.address // PAGE * PAGE
             assert page not in pages, f"{stop} on a page that is mapped"
             self.unclaimed += 1
             pages.append(page)
             stop = self._step(cpu, pages)
+            if fetched:
+                cpu.engine.flush_code()  # translated from the scratch page, which is not code for long
         return cpu.act(stop)
 
     def _step(self, cpu: Cpu, pages: list[int]) -> Stop:

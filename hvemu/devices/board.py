@@ -95,6 +95,8 @@ class Board:
         """Write *size* bytes at *port*."""
         self.changed = True
         self._ports.write(port, size, value)
+        if self._input:
+            self._feed()
 
     @property
     def unclaimed(self) -> dict[int, int]:

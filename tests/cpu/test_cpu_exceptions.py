@@ -46,6 +46,8 @@ EVENTS = {
     "int_6": ("", ".byte 0xcd, 6", 6, AFTER, None, ALL),
     "int_13": ("", ".byte 0xcd, 13", 13, AFTER, None, ALL),  # no error code, although #GP has one
     "int3": ("", "int3", 3, AFTER, None, ALL),
+    "int_prefixed": ("", ".byte 0x66, 0x3e, 0xcd, 0x40", 0x40, AFTER, None, ALL),
+    "int3_prefixed": ("", ".byte 0x66, 0xcc", 3, AFTER, None, ALL),
     "int1": ("", ".byte 0xf1", 1, AFTER, None, ALL),
     "into": ("mov al, 0x7f\nadd al, 1", "into", 4, AFTER, None, LEGACY),
     "div": ("xor ecx, ecx", "div ecx", 0, HERE, None, ALL),
