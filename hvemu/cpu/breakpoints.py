@@ -19,6 +19,7 @@ from hvemu.x86.segments import truncate
 from hvemu.x86.state import CpuState
 from hvemu.x86.vectors import Fault, Vector
 
+_ON_DATA = (BreakOn.WRITE, BreakOn.ACCESS)
 _PORT_IO = frozenset({"in", "out", "ins", "outs"})
 _SIZES = (1, 2, 8, 4)  # bytes, by the LEN field
 _LOADS_FLAGS = frozenset({"iret", "ljmp", "lcall"})  # RF too: from the stack, or with a task
@@ -99,8 +100,10 @@ class Breakpoints:
         self._instruction, self._data, self._outer, self._ports = instruction, [], [], []
         if instruction is None:
             return
-        self._data, self._outer = accesses(state, instruction), outer_accesses(state, instruction)
-        if instruction.mnemonic in _PORT_IO:
+        kinds = {breakpoint_.on for breakpoint_ in enabled(state.dr7)}
+        if not kinds.isdisjoint(_ON_DATA):
+            self._data, self._outer = accesses(state, instruction), outer_accesses(state, instruction)
+        if BreakOn.IO in kinds and instruction.mnemonic in _PORT_IO:
             access = describe(state, instruction)
             self._ports = [Access(access.port, access.size, write=True)]
 

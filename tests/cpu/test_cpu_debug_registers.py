@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from hvemu.events import How
+from hvemu.guest.image import Image
+from hvemu.machine import Machine, technique_for
+from hvemu.techniques.vm import Budget
 from tests.cpu.silicon import (
     BD,
     BS,
@@ -639,3 +643,60 @@ def test_a_program_may_not_touch_them(mode, start):
     s = machine(mode, 3)
     assert s.vector(start) == 13
     assert s.frame(2) == [0, s.at(start)]
+
+
+# -- under a hypervisor -----------------------------------------------------------------------------------------------
+
+KERNEL = """
+    start: lidt [idtr]
+        mov eax, debug
+        mov [idt + 8], ax
+        mov word ptr [idt + 10], cs
+        shr eax, 16
+        mov word ptr [idt + 12], 0x8e00
+        mov [idt + 14], ax
+        mov eax, watched
+        mov dr1, eax
+        mov eax, code
+        mov dr2, eax
+        mov eax, 0x00d00428
+        mov dr7, eax
+        mov ecx, [watched]
+        inc dword ptr [watched]
+        mov ebx, esi
+    code: nop
+        shl esi, 8
+        or ebx, esi
+        xor eax, eax
+        mov dr7, eax
+        inc dword ptr [watched]
+        mov edx, 0xf4
+        mov eax, ebx
+        out dx, eax
+        hlt
+    debug: mov esi, dr6
+        and esi, 0xf
+        inc edi
+        cmp edi, 3
+        jae stop
+        mov eax, 0
+        mov dr6, eax
+        or byte ptr [esp + 10], 1
+        iretd
+    stop: mov edx, 0xf4
+        mov eax, 0xbad
+        out dx, eax
+        hlt
+    watched: .long 0
+    idtr: .word 0x7ff
+        .long idt
+    idt: .fill 0x40, 1, 0
+"""
+
+
+@pytest.mark.parametrize("technique", ["bare", "deprivilege", "hardware"])
+def test_a_guest_of_a_hypervisor_has_breakpoints_too(technique):
+    code = program(32, KERNEL)
+    image = Image("breakpoints", 32, ((code.origin, code.code),), code.origin)
+    ending = Machine(image, technique_for(technique, None), ram=4 << 20).run(Budget(10_000)).ending
+    assert (ending.how, ending.code) == (How.EXITED, 0x402)  # breakpoint 1, on a write of four bytes, and then 2
