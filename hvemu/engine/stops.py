@@ -13,6 +13,8 @@ from hvemu.engine.second_level import PAGE, SecondLevelCode
 from hvemu.engine.state import EFLAGS_WHOLE, EngineState
 from hvemu.engine.traps import GIF, Kind, Stop, decode_table
 from hvemu.x86.decode import LONGEST, Truncated, decode
+from hvemu.x86.instruction import Mem, effective
+from hvemu.x86.registers import Gpr, Sreg
 from hvemu.x86.vectors import Fault, PageFaultCode, Vector
 
 _AFTER = frozenset({Kind.SOFTWARE_INT, Kind.WINDOW, Kind.LIMIT})
@@ -20,6 +22,7 @@ _FLUSHING = frozenset({Kind.CR_WRITE, Kind.INVLPG})  # what flushes the TLB is a
 _DETAILED = _FLUSHING | {
     Kind.WINDOW, Kind.MSR, Kind.WBINVD, Kind.IO, Kind.SOFTWARE_INT, Kind.SECOND_LEVEL, Kind.EXCEPTION
 }  # fmt: skip
+_WIDEST = 512  # bytes that one operand can have: FXRSTOR
 _FETCH_FAULTS = (Stop(Kind.SECOND_LEVEL), Stop(Kind.EXCEPTION, Vector.PF))
 _TF, _INHIBIT = 1 << 8, 1 << 3
 
@@ -159,11 +162,27 @@ class Stops:
             possible = SecondLevelCode(state.error_code & 0x1F).id and self._can_fetch()
         else:
             gva = self._fault_address()
-            possible = self._is_read() and not gva % PAGE and 0 < gva - rip < PAGE
+            possible = self._is_read() and not gva % PAGE and 0 < gva - rip < PAGE and not self._reads(gva)
         if possible:
             state.hflags |= _INHIBIT
             self._alone = rip
         return bool(possible)
+
+    def _reads(self, gva: int) -> bool:
+        """Whether the instruction at RIP itself may read at *gva*: an operand, or its stack."""
+        state = self._state
+        try:
+            instruction = decode(self._fetch(), state.code_bits)
+        except (Fault, Truncated):
+            return False
+        next_rip = state.rip + instruction.length
+        places = [
+            state.segs[mem.segment].base + effective(mem, state.gpr, next_rip, instruction.address_size)
+            for mem in instruction.operands
+            if isinstance(mem, Mem)
+        ]
+        places.append(state.segs[Sreg.SS].base + state.gpr(Gpr.RSP))
+        return any((gva - place) & state.linear_mask < _WIDEST for place in places)
 
     def end_shadow(self) -> None:
         """Take back the shadow that is not the guest's, if its instruction has not run."""
