@@ -96,7 +96,7 @@ class Machine:
         started = boot(image, ram=ram)
         engine = Engine(ram + HYPERVISOR, counted=counted)
         below = 0 if technique.memory == "none" else HYPERVISOR
-        memory = Ram(engine.ram, below, ram)
+        memory = Ram(engine.ram, below, ram, engine.code_changed)
         frames = Frames(0 if below else ram, HYPERVISOR)
         clock: Clock = CountedClock(engine) if counted else FreeClock()
         board = Board(lambda: clock.now * NANOSECONDS_PER_CYCLE, on_output)

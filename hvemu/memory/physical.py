@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -32,14 +33,21 @@ class Physical(Protocol):
 class Ram:
     """The *size* bytes of *buffer* from offset *base*, as physical addresses 0 to *size* - 1.
 
-    *size* None: to the end of the buffer. The buffer stays the owner's, who may read and write it directly.
+    *size* None: to the end of the buffer. *wrote* is told of every write, by offset in the buffer and bytes. The buffer
+    stays the owner's, who may read and write it directly.
     """
 
-    def __init__(self, buffer: bytearray | mmap.mmap, base: int = 0, size: int | None = None) -> None:
+    def __init__(
+        self,
+        buffer: bytearray | mmap.mmap,
+        base: int = 0,
+        size: int | None = None,
+        wrote: Callable[[int, int], None] | None = None,
+    ) -> None:
         self.base, self.size = base, len(buffer) - base if size is None else size
         if base < 0 or not 0 <= self.size <= len(buffer) - base:
             raise ValueError(f"{self.size:#x} bytes at {base:#x} are not inside a buffer of {len(buffer):#x}")
-        self._buffer = buffer
+        self._buffer, self._wrote = buffer, wrote
 
     def read(self, gpa: int, size: int) -> int:
         """Read an integer of *size* bytes; bytes outside read as 0xff."""
@@ -60,6 +68,8 @@ class Ram:
         """Write *data*; bytes outside are lost."""
         data = data[: max(self.size - gpa, 0)]
         self._buffer[self.base + gpa : self.base + gpa + len(data)] = data
+        if self._wrote is not None:
+            self._wrote(self.base + gpa, len(data))
 
     def __repr__(self) -> str:
         return f"Ram({self.size:#x} bytes from offset {self.base:#x})"

@@ -89,7 +89,7 @@ class Hardware:
         """Write a VMCS for a guest that starts as *boot*, and an EPT that maps nothing yet."""
         self.vm, self.cpu, self.state, self.board, self.ram = vm, vm.cpu, vm.cpu.state, vm.board, vm.ram
         self.msrs = vm.cpu.msrs
-        host = Ram(vm.engine.ram)
+        host = Ram(vm.engine.ram, wrote=vm.engine.code_changed)
         self.ept = EptTables(host, vm.frames, largest=PAGE_2M)
         self.vmcs = minimal_host()
         _set_controls(self.vmcs, self.ept.root, long=bool(Efer(boot.efer).lma))
