@@ -35,6 +35,7 @@ _WORDS = (
     (r"S[GIL]DT|STR", "descriptor tables looked up"),
     (r"(WB(NO)?)?INVD(_OR_WBNOINVD)?|PAUSE", "hints to caches and other processors"),
     (r"TRIPLE_FAULT", "triple fault"),
+    (r"VM[A-Z]+|INVEPT|INVVPID", "VMX instructions of a hypervisor"),
 )
 """Names as VmExit and the techniques give them, and what they mean to a person; 41 characters at most."""
 _RULES = tuple((re.compile(names), words) for names, words in _WORDS)
