@@ -15,7 +15,7 @@ from hvemu.techniques.vm import Budget
 MICRO, MILLION = 1e6, 1e6
 AVAILABLE_BIT = 0x200
 """A bit of a page-table entry that the processor ignores."""
-_ROUNDS, _TURNS, _EXITS, _WRITES = 10_000_000, 15, 30_000, 3_000
+_ROUNDS, _TURNS, _EXITS, _WRITES = 3_000_000, 60, 30_000, 3_000
 _CPUID = """
 start:
     xor eax, eax
@@ -74,7 +74,7 @@ def _speed() -> list[Row]:
     # In turns, and many: whatever else the host does in one of them must not fall on one side alone.
     turns = [(plain_speed(_ROUNDS), armed_speed(_ROUNDS, counted=False)) for _ in range(_TURNS)]
     plain, free = (max(speeds) for speeds in zip(*turns, strict=True))
-    counted = _best(lambda: armed_speed(_ROUNDS // 10, counted=True))
+    counted = _best(lambda: armed_speed(_ROUNDS // 3, counted=True))
     ratio = free / plain
     return [
         Row("arithmetic loop, Unicorn without traps", plain / MILLION, "MIPS"),
